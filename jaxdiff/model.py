@@ -1,0 +1,230 @@
+"""A network with everything that is needed to use it: one object that trains and samples.
+
+The network itself knows nothing of noise. A `Model` says which process it was made for, what its output means
+(`prediction`), how its input is scaled (`input_scale`, Karras et al.'s c_in) and what it is told for time
+(`time_input`). Training and sampling read the same object, so they cannot disagree.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from jaxdiff.errors import UsageError, unknown
+from jaxdiff.numerics import expand
+from jaxdiff.prediction import Parametrization, to_prediction
+from jaxdiff.process import ForwardProcess
+from jaxdiff.types import Array, Cond, Level, Prediction, PyTree
+
+
+@runtime_checkable
+class Network(Protocol):
+    """The raw network: a bare parameter tree in, the raw output out. `rngs["dropout"]` holds one key per example."""
+
+    def __call__(
+        self, params: PyTree, x: Array, t: Array, cond: Cond, *, train: bool = False, rngs: dict | None = None
+    ) -> Array: ...
+
+
+@dataclass(frozen=True)
+class Unscaled:
+    """x as it is: DDPM and every variance-preserving model."""
+
+    def __call__(self, level: Level) -> Array:
+        return jnp.ones_like(level.alpha)
+
+
+@dataclass(frozen=True)
+class UnitVariance:
+    """1 / sqrt(sigma^2 + sigma_data^2 alpha^2): x at unit variance.
+
+    Reference: Karras et al. 2022. arXiv:2206.00364, table 1 (c_in).
+    """
+
+    sigma_data: float = 0.5
+
+    def __call__(self, level: Level) -> Array:
+        return 1 / jnp.sqrt(level.sigma**2 + (self.sigma_data * level.alpha) ** 2)
+
+
+@dataclass(frozen=True)
+class Index:
+    """The row index i in 0..T-1 of a table process (a real number between rows): DDPM's t - 1."""
+
+    num_steps: int
+
+    def __call__(self, level: Level) -> Array:
+        return level.t * self.num_steps - 1
+
+
+@dataclass(frozen=True)
+class ScaledTime:
+    """`factor` times t: what networks made for 1000 steps see of continuous time (Song et al. use 999)."""
+
+    factor: float = 1000.0
+
+    def __call__(self, level: Level) -> Array:
+        return level.t * self.factor
+
+
+@dataclass(frozen=True)
+class LogSNR:
+    """log_snr, as in variational diffusion models."""
+
+    def __call__(self, level: Level) -> Array:
+        return level.log_snr
+
+
+@dataclass(frozen=True)
+class QuarterLogSigma:
+    """log(sigma / alpha) / 4: EDM's c_noise."""
+
+    def __call__(self, level: Level) -> Array:
+        return -level.log_snr / 8
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A function of a noisy example to a `Prediction`, with the process it belongs to.
+
+    The only thing a sampler sees. It is a pytree: arrays bound into `fn` with `jax.tree_util.Partial` (parameters,
+    a guidance scale) are its leaves, so a denoiser made anew from the same parts does not compile again.
+
+    Args:
+        fn: (x, level, cond) -> Prediction.
+        process: the process whose levels it understands.
+    """
+
+    fn: Callable[..., Prediction]
+    process: ForwardProcess
+
+    def __post_init__(self) -> None:
+        if callable(self.fn) and not isinstance(self.fn, Partial):
+            object.__setattr__(self, "fn", Partial(self.fn))
+
+    def __call__(self, x: Array, level: Level, cond: Cond = None) -> Prediction:
+        """Denoise.
+
+        Args:
+            x: noisy examples, shape [B, ...].
+            level: their level, scalars or [B].
+            cond: conditioning, a dict of arrays with leading axis B, or None.
+        """
+        return self.fn(x, level, cond)
+
+
+jax.tree_util.register_dataclass(Denoiser, data_fields=["fn"], meta_fields=["process"])
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and the meaning of its input, its output and its time.
+
+    Args:
+        apply: the network, `apply(params, x, t, cond, *, train, rngs) -> output`; hashable.
+        process: the forward process it is trained on.
+        prediction: what its output means, a row of `jaxdiff.prediction`.
+        input_scale: level -> the factor on x at its input.
+        time_input: level -> the number it gets for time.
+        learned_variance: its output has twice the channels of x; the second half is `var_frac`, in [-1, 1].
+
+    Raises:
+        UsageError: if the output cannot determine x0 at t = 1 (eps with zero terminal SNR).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxdiff import prediction, processes
+        >>> def network(params, x, t, cond, *, train=False, rngs=None):
+        ...     return params * x
+        >>> model = Model(network, processes.vp_sde(), prediction.EPS)
+        >>> denoise = model.denoiser(jnp.float32(0.5))
+        >>> denoise(jnp.ones((2, 3)), model.process(0.5)).x0.shape
+        (2, 3)
+    """
+
+    apply: Network
+    process: ForwardProcess
+    prediction: Parametrization
+    input_scale: Callable[[Level], Array] = Unscaled()
+    time_input: Callable[[Level], Array] = ScaledTime()
+    learned_variance: bool = False
+
+    def __post_init__(self) -> None:
+        with jax.ensure_compile_time_eval():
+            level = self.process(1.0)
+            a, b = self.prediction.row(level)
+            if level.alpha * b - level.sigma * a == 0:
+                raise UsageError(
+                    f"prediction {type(self.prediction).__name__.strip('_').lower()!r} says nothing of x0 at t = 1, where this "
+                    "process has zero signal: use 'v', 'x0', 'flow' or 'edm'"
+                )
+        if isinstance(self.time_input, Index) and self.time_input.num_steps != self.process.num_steps:
+            raise UsageError(
+                f"time_input index({self.time_input.num_steps}) does not fit a process of {self.process.num_steps} steps"
+            )
+
+    def output(
+        self,
+        params: PyTree,
+        x: Array,
+        level: Level,
+        cond: Cond = None,
+        *,
+        train: bool = False,
+        rngs: dict | None = None,
+    ) -> tuple[Array, Array | None]:
+        """The network's output at a level, and its raw variance channels.
+
+        Args:
+            params: the bare parameter tree.
+            x: noisy examples, shape [B, ...].
+            level: scalars, or [B].
+            cond: conditioning, or None.
+            train: whether dropout is on.
+            rngs: {"dropout": keys [B]}, one key per example; needed when `train`.
+
+        Returns:
+            (output, variance): the target's estimate in the shape of x, and the variance channels or None.
+        """
+        t = jnp.broadcast_to(self.time_input(level), x.shape[:1])
+        output = self.apply(params, expand(self.input_scale(level), x) * x, t, cond, train=train, rngs=rngs)
+        channels = x.shape[-1] * (1 + self.learned_variance)
+        if output.shape != (*x.shape[:-1], channels):
+            raise UsageError(f"the network answers shape {output.shape}, expected {(*x.shape[:-1], channels)}")
+        if self.learned_variance:
+            return output[..., : x.shape[-1]], output[..., x.shape[-1] :]
+        return output, None
+
+    def denoiser(self, params: PyTree) -> Denoiser:
+        """The denoiser of these parameters: `denoise(x, level, cond) -> Prediction`."""
+        return Denoiser(Partial(_Predict(self), params), self.process)
+
+
+@dataclass(frozen=True)
+class _Predict:
+    """Hashable by the model's value, so that two denoisers of one model share a compilation."""
+
+    model: Model
+
+    def __call__(self, params: PyTree, x: Array, level: Level, cond: Cond) -> Prediction:
+        output, variance = self.model.output(params, x, level, cond)
+        prediction = to_prediction(self.model.prediction, output, x, level)
+        return prediction if variance is None else prediction._replace(var_frac=(variance + 1) / 2)
+
+
+def time_input(name: str, process: ForwardProcess) -> Any:
+    """A time input by name: index (table processes), time, log_snr, log_sigma."""
+    if name == "index" and process.num_steps is None:
+        raise UsageError("time_input 'index' needs a process with steps; use 'time', 'log_snr' or 'log_sigma'")
+    inputs: dict[str, Any] = {
+        "index": lambda: Index(process.num_steps or 0),
+        "time": ScaledTime,
+        "log_snr": LogSNR,
+        "log_sigma": QuarterLogSigma,
+    }
+    if name not in inputs:
+        raise unknown("time_input", name, inputs)
+    return inputs[name]()

@@ -1,0 +1,99 @@
+r"""Which noise levels a model is trained on.
+
+A time distribution turns one uniform number per example into a level. `Uniform` draws each on its own;
+`Stratified` spreads one draw over the batch,
+
+    u_i = (u + i / B) mod 1,   i = 0..B-1,                                          (1)
+
+which leaves each u_i uniform and the batch's mean loss with less variance (Kingma et al. 2021,
+arXiv:2107.00630, appendix I.1).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.errors import UsageError
+from jaxdiff.process import ForwardProcess
+from jaxdiff.types import Array, Level
+
+
+@runtime_checkable
+class Times(Protocol):
+    """(process, keys [B], strata [B] or None) -> levels [B].
+
+    `strata` are the shared draw (1) over the whole batch; a train step gives them, because one shard alone does
+    not know its place in the batch.
+    """
+
+    def __call__(self, process: ForwardProcess, keys: Array, strata: Array | None = None) -> Level: ...
+
+
+def spread(key: Array, index: Array, total: int) -> Array:
+    """Equation (1): uniform numbers in [0, 1) for the examples `index` of a batch of `total`, from one key."""
+    return (jax.random.uniform(key) + index.astype(jnp.float32) / total) % 1.0
+
+
+def _times(process: ForwardProcess, u: Array, t_min: float) -> Level:
+    if process.num_steps is None:
+        return process(t_min + (1 - t_min) * u)
+    row = jnp.minimum(jnp.floor(u * process.num_steps), process.num_steps - 1)
+    return process((row + 1) / process.num_steps)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """t uniform: over the rows of a table process, over [t_min, 1] for a continuous one.
+
+    Args:
+        t_min: the cleanest time trained on, in (0, 1); 1e-5 in Song et al. 2021, arXiv:2011.13456, appendix C.
+    """
+
+    t_min: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.t_min < 1:
+            raise UsageError(f"t_min={self.t_min:g}: allowed is 0 < t_min < 1")
+
+    def __call__(self, process: ForwardProcess, keys: Array, strata: Array | None = None) -> Level:
+        del strata
+        return _times(process, jax.vmap(jax.random.uniform)(keys), self.t_min)
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """`Uniform`, spread evenly over the batch by equation (1). Args: see `Uniform`."""
+
+    t_min: float = 1e-5
+
+    __post_init__ = Uniform.__post_init__
+
+    def __call__(self, process: ForwardProcess, keys: Array, strata: Array | None = None) -> Level:
+        if strata is None:
+            strata = spread(keys[0], jnp.arange(keys.shape[0]), keys.shape[0])
+        return _times(process, strata, self.t_min)
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """log(sigma / alpha) ~ N(mean, std^2).
+
+    Args:
+        mean: P_mean, natural log.
+        std: P_std.
+
+    Reference: Karras et al. 2022. arXiv:2206.00364, table 1 (-1.2 and 1.2).
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise UsageError(f"std={self.std:g}: need std > 0")
+
+    def __call__(self, process: ForwardProcess, keys: Array, strata: Array | None = None) -> Level:
+        del strata
+        return process.at(-2 * (self.mean + self.std * jax.vmap(jax.random.normal)(keys)))
