@@ -8,6 +8,8 @@ leaves with exit code 2; any other exception is a defect and keeps its traceback
 import difflib
 from collections.abc import Iterable
 
+_SHOWN = 20
+
 
 class UsageError(ValueError):
     """Input that cannot work, said in one line."""
@@ -31,4 +33,5 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> UsageError:
     names = sorted(allowed)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return UsageError(f"unknown {kind} '{name}': {hint}allowed: {', '.join(names)}")
+    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return UsageError(f"unknown {kind} '{name}': {hint}allowed: {', '.join(names[:_SHOWN])}{more}")

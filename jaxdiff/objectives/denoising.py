@@ -35,6 +35,7 @@ class Denoising:
     Args:
         times: the distribution of noise levels (`jaxdiff.objectives.times`).
         weight: the weight of each level (`jaxdiff.objectives.weights`).
+        train: whether the network runs with dropout; False to evaluate.
 
     Example:
         >>> from jaxdiff.objectives import MinSNR, Stratified
@@ -44,6 +45,7 @@ class Denoising:
 
     times: Times = Uniform()
     weight: Weight = Simple()
+    train: bool = True
 
     def __call__(self, model: Model, params: PyTree, batch: dict[str, Any], keys: Array) -> tuple[Array, dict]:
         """Losses of a batch.
@@ -62,7 +64,8 @@ class Denoising:
         level = self.times(model.process, time_key, batch.get("strata"))
         eps = normal_like(noise_key, x0)
         x = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps
-        output, _ = model.output(params, x, level, batch.get("cond"), train=True, rngs={"dropout": dropout_key})
+        rngs = {"dropout": dropout_key} if self.train else None
+        output, _ = model.output(params, x, level, batch.get("cond"), train=self.train, rngs=rngs)
         mse = mean_per_example((output - target(model.prediction, x0, eps, level)) ** 2)
         weight = self.weight(level, model.prediction) / error_scale(model.prediction, level) ** 2
         return weight * mse, {"mse": mse, "log_snr": level.log_snr}

@@ -1,0 +1,253 @@
+"""From a config to objects: the last place that reads a ConfigDict.
+
+`default_config` lists every key with its default. Sections `process` and `model` hold a `name` and that object's own
+arguments; what those are is checked against the object itself, so a new process or network needs no line here.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from jaxdiff import data, grids, guidance, models, objectives, prediction, processes, samplers
+from jaxdiff.errors import UsageError, unknown
+from jaxdiff.model import Denoiser, Model, UnitVariance, Unscaled, time_input
+from jaxdiff.objectives import ConditionDropout, Denoising, Objective
+from jaxdiff.process import ForwardProcess
+from jaxdiff.train.ema import EMA
+from jaxdiff.types import Level, PyTree
+
+
+def default_config() -> ConfigDict:
+    """Every key of a config, with its default. A config file changes what it needs and returns it."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "data": {
+                "name": "digits",  # digits, image_folder, or a TFDS name
+                "path": "",  # the folder of image_folder
+                "data_dir": "",  # where TFDS keeps its sets; "" is TFDS's own default
+                "split": "train[:90%]",
+                "eval_split": "train[90%:]",  # "" for no evaluation
+                "image_size": 8,
+                "channels": 1,
+                "num_classes": 10,  # 0 trains without labels
+                "transforms": (),  # flip, dequantize
+                "skip_corrupt": False,
+                "workers": 0,  # processes that read ahead; 0 reads in a thread
+            },
+            "process": {"name": "ddpm_linear"},
+            "model": {"name": "unet"},
+            "prediction": "eps",  # eps, x0, v, score, flow, edm
+            "input_scale": "none",  # none, unit_variance
+            "time_input": "index",  # index, time, log_snr, log_sigma
+            "sigma_data": 0.5,  # the data's standard deviation, where prediction or input_scale need it
+            "objective": {
+                "times": "uniform",  # uniform, stratified, log_normal
+                "weight": "simple",  # simple, snr, min_snr, p2, edm
+                "label_dropout": 0.1,  # share of null labels; classifier-free guidance needs it
+            },
+            "optimizer": {
+                "name": "adam",  # adam, adamw
+                "learning_rate": 2e-4,
+                "warmup": 0,  # steps from 0 to the learning rate
+                "schedule": "constant",  # constant, cosine (to 0 at train.steps)
+                "clip": 1.0,  # largest global gradient norm; 0 for none
+                "b1": 0.9,
+                "b2": 0.999,
+                "weight_decay": 0.0,  # adamw
+            },
+            "train": {
+                "steps": 2000,
+                "batch_size": 128,
+                "accum": 1,  # parts a batch is computed in
+                "ema_decay": 0.9999,
+                "log_every": 100,
+                "eval_every": 500,
+                "sample_every": 500,
+                "checkpoint_every": 500,
+            },
+            "sample": {
+                "sampler": "ddim",
+                "steps": 50,
+                "grid": "uniform",  # uniform, trailing, leading, log_snr, karras
+                "guidance": 1.0,  # classifier-free guidance scale; 1 is off
+                "threshold": False,  # clip the predicted image to [-1, 1]
+            },
+        }
+    )
+
+
+def check(config: ConfigDict) -> ConfigDict:
+    """Refuse keys that no part of the library reads.
+
+    Raises:
+        UsageError: naming the key and the nearest one that exists.
+    """
+    known = default_config()
+    for key in config:
+        if key not in known:
+            raise unknown("config key", key, known)
+        if isinstance(known[key], ConfigDict) and key not in ("process", "model"):
+            for inner in config[key]:
+                if inner not in known[key]:
+                    raise unknown("config key", f"{key}.{inner}", [f"{key}.{name}" for name in known[key]])
+    for section, name in (("train", "steps"), ("train", "log_every"), ("train", "accum")):
+        if config[section][name] < 1:
+            raise UsageError(f"{section}.{name}={config[section][name]}: allowed is 1 or more")
+    for name in ("eval_every", "sample_every", "checkpoint_every"):
+        if config.train[name] < 0:
+            raise UsageError(f"train.{name}={config.train[name]}: allowed is 0 (never) or more")
+    return config
+
+
+def _make(kind: str, section: Mapping[str, Any], function: Callable[..., Any]) -> Any:
+    """Call a constructor with a section's arguments, naming those it does not have."""
+    kwargs = {key: value for key, value in section.items() if key != "name"}
+    allowed = inspect.signature(function).parameters
+    for key in kwargs:
+        if key not in allowed:
+            raise unknown(f"argument of {kind} '{section['name']}'", key, allowed)
+    return function(**kwargs)
+
+
+def process(config: ConfigDict) -> ForwardProcess:
+    """The forward process of a config."""
+    name = config.process.name
+    if name not in processes.REGISTRY:
+        raise unknown("process", name, processes.REGISTRY)
+    return _make("process", config.process, processes.REGISTRY[name])
+
+
+def model(config: ConfigDict) -> Model:
+    """The model of a config: network, process, and what ties them."""
+    made = process(config)
+    scales = {"none": Unscaled, "unit_variance": lambda: UnitVariance(config.sigma_data)}
+    if config.input_scale not in scales:
+        raise unknown("input_scale", config.input_scale, scales)
+    fields = {key: value for key, value in config.model.items() if key != "name"}
+    network = models.make(config.model.name, num_classes=config.data.num_classes, **fields)
+    return Model(
+        network,
+        made,
+        prediction.make(config.prediction, made, sigma_data=config.sigma_data),
+        scales[config.input_scale](),
+        time_input(config.time_input, made),
+        learned_variance=bool(fields.get("learned_variance", False)),
+    )
+
+
+def shape(config: ConfigDict) -> tuple[int, int, int]:
+    """The shape of one image, [H, W, C]."""
+    return config.data.image_size, config.data.image_size, config.data.channels
+
+
+def example(config: ConfigDict, batch: int) -> dict[str, Any]:
+    """A batch's shapes: {"x0": [B, H, W, C], "cond": {"label": [B]}} as ShapeDtypeStructs."""
+    cond = {"label": jax.ShapeDtypeStruct((batch,), "int32")} if config.data.num_classes else {}
+    return {"x0": jax.ShapeDtypeStruct((batch, *shape(config)), "float32"), "cond": cond}
+
+
+def init(config: ConfigDict, model: Model) -> PyTree:
+    """Fresh parameters, a function of the seed alone."""
+    one = example(config, 1)
+    zeros = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), one)
+    return model.apply.init(jax.random.key(config.seed), zeros["x0"], cond=zeros["cond"])  # type: ignore[attr-defined]
+
+
+def objective(config: ConfigDict, *, train: bool = True) -> Objective:
+    """The training objective, or (`train=False`) the same without dropout of any kind, for evaluation."""
+    made: Objective = objectives.make(config.objective.times, config.objective.weight)
+    assert isinstance(made, Denoising)
+    if not train:
+        return Denoising(made.times, made.weight, train=False)
+    if config.data.num_classes and config.objective.label_dropout:
+        return ConditionDropout(made, config.objective.label_dropout, (("label", config.data.num_classes),))
+    return made
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam or AdamW with warm-up, schedule and clipping."""
+    opt, steps = config.optimizer, config.train.steps
+    schedules = {
+        "constant": lambda: optax.constant_schedule(opt.learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(opt.learning_rate, max(steps - opt.warmup, 1)),
+    }
+    if opt.schedule not in schedules:
+        raise unknown("optimizer.schedule", opt.schedule, schedules)
+    rate = schedules[opt.schedule]()
+    if opt.warmup:
+        rate = optax.join_schedules([optax.linear_schedule(0.0, opt.learning_rate, opt.warmup), rate], [opt.warmup])
+    rules = {
+        "adam": lambda: optax.adam(rate, opt.b1, opt.b2),
+        "adamw": lambda: optax.adamw(rate, opt.b1, opt.b2, weight_decay=opt.weight_decay),
+    }
+    if opt.name not in rules:
+        raise unknown("optimizer", opt.name, rules)
+    return optax.chain(optax.clip_by_global_norm(opt.clip), rules[opt.name]()) if opt.clip else rules[opt.name]()
+
+
+def ema(config: ConfigDict) -> dict[str, EMA]:
+    """The parameter averages by name."""
+    return {"ema": EMA(config.train.ema_decay)}
+
+
+def source(config: ConfigDict, split: str) -> data.Source:
+    """A data set, held against the config's image size, channels and classes.
+
+    Raises:
+        UsageError: where they disagree.
+    """
+    d = config.data
+    folder = {"path": d.path or None, "skip_corrupt": d.skip_corrupt} if d.name == "image_folder" else {}
+    made = data.make(
+        d.name, split=split, image_size=d.image_size, channels=d.channels, data_dir=d.data_dir or None, **folder
+    )
+    if d.num_classes and made.num_classes != d.num_classes:
+        raise UsageError(
+            f"data.num_classes={d.num_classes}: the data set {d.name!r} has {made.num_classes}; "
+            "give that number, or 0 to train without labels"
+        )
+    return made
+
+
+def batches(config: ConfigDict, split: str, *, shuffle: bool = True) -> data.Batches:
+    """The batches of a split, decoded to memory where it fits; this process's share."""
+    loaded = data.load(source(config, split))
+    made = data.transforms.make(tuple(config.data.transforms)) if shuffle else ()
+    return data.Batches(
+        loaded,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        transforms=made,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        shuffle=shuffle,
+    )
+
+
+def sampler(config: ConfigDict) -> samplers.Sampler:
+    """The sampler of a config, refused where the model cannot serve it."""
+    return samplers.make(config.sample.sampler)
+
+
+def levels(config: ConfigDict, process: ForwardProcess) -> Level:
+    """The noise levels that sampling visits."""
+    return grids.make(config.sample.grid, process, config.sample.steps)
+
+
+def transforms(config: ConfigDict) -> tuple[Callable[[Denoiser], Denoiser], ...]:
+    """Guidance, then thresholding."""
+    made = []
+    if config.data.num_classes and config.sample.guidance != 1:
+        if not config.objective.label_dropout:
+            raise UsageError(
+                f"guidance={config.sample.guidance:g} needs a model trained with objective.label_dropout > 0; use 1 (off)"
+            )
+        made.append(guidance.classifier_free(config.sample.guidance, {"label": config.data.num_classes}))
+    if config.sample.threshold:
+        made.append(guidance.static_threshold(1.0))
+    return tuple(made)

@@ -1,0 +1,53 @@
+"""Networks, in Linen, and the blocks they are made of.
+
+A network is anything that `Model.apply` can call; these are what the library brings along. Register another by adding
+its class to `REGISTRY`.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+
+from jaxdiff.errors import unknown
+from jaxdiff.models.attention import SelfAttention
+from jaxdiff.models.dropout import Dropout
+from jaxdiff.models.embedding import FourierEmbedding, TimeEmbedding, sinusoidal_embedding
+from jaxdiff.models.layers import Downsample, GroupNorm, ResBlock, Upsample, conv, ddpm_init, dense
+from jaxdiff.models.network import Network
+from jaxdiff.models.unet import UNet
+
+REGISTRY: dict[str, type[nn.Module]] = {"unet": UNet}
+
+
+def make(name: str, **fields: Any) -> Network:
+    """The network registered under a name.
+
+    Args:
+        name: a key of `REGISTRY`.
+        fields: of its module.
+
+    Returns:
+        The network, ready for `init`.
+
+    Raises:
+        UsageError: an unknown name or field, with the nearest one that exists; what the module itself refuses.
+
+    Example:
+        >>> make("unet", channels=64).module.channels
+        64
+    """
+    if name not in REGISTRY:
+        raise unknown("model", name, REGISTRY)
+    module = REGISTRY[name]
+    allowed = [f.name for f in dataclasses.fields(module) if f.init and f.name not in ("parent", "name")]
+    for field in fields:
+        if field not in allowed:
+            raise unknown(f"field of model '{name}'", field, allowed)
+    return Network(module(**fields))
+
+
+__all__ = [
+    "REGISTRY", "Downsample", "Dropout", "FourierEmbedding", "GroupNorm", "Network", "ResBlock", "SelfAttention",
+    "TimeEmbedding", "UNet", "Upsample", "conv", "ddpm_init", "dense", "make", "sinusoidal_embedding",
+]  # fmt: skip

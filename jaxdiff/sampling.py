@@ -1,0 +1,144 @@
+"""Draw images from a trained run and write them where people look: a grid, an array file, a moving picture."""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from rich.progress import Progress
+
+from jaxdiff import build, pictures
+from jaxdiff.data.transforms import to_uint8
+from jaxdiff.errors import UsageError
+from jaxdiff.files import write_whole
+from jaxdiff.model import Model
+from jaxdiff.numerics import batch_keys
+from jaxdiff.samplers import prior_sample, sample
+from jaxdiff.train.checkpoint import Checkpoints
+from jaxdiff.train.loop import CHECKPOINTS, CONFIG_FILE
+from jaxdiff.train.state import TrainState
+from jaxdiff.types import Array, Level, PyTree
+
+# The moving picture shows this many images and at most this many moments; the grid at most this many images.
+_GIF_IMAGES, _GIF_FRAMES, _GRID_IMAGES = 40, 60, 400
+
+
+def load_run(workdir: Path, checkpoint: str = "latest") -> tuple[ConfigDict, Model, PyTree]:
+    """The config, model and averaged parameters of a run.
+
+    Args:
+        workdir: the run's folder.
+        checkpoint: "latest", "best", or a step as a number.
+
+    Raises:
+        UsageError: if there is no run, no such checkpoint, or one of another model.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.is_file():
+        raise UsageError(f"no trained run in {workdir}: train there first, jaxdiff train --config FILE --workdir {workdir}")
+    config = build.default_config()
+    config.update(json.loads(path.read_text())["config"])
+    model = build.model(config)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
+    if checkpoint not in ("latest", "best") and not checkpoint.isdigit():
+        raise UsageError(f"checkpoint={checkpoint!r}: allowed is latest, best, or a step of {checkpoints.steps}")
+    named = {"latest": checkpoints.latest, "best": checkpoints.best}
+    step = named[checkpoint] if checkpoint in named else int(checkpoint)
+    if step is None:
+        raise UsageError("checkpoint='best': no checkpoint was evaluated; use latest")
+    tx, rules = build.optimizer(config), build.ema(config)
+    like = jax.eval_shape(lambda: TrainState.create(build.init(config, model), tx, tuple(rules)))
+    return config, model, checkpoints.restore(like, step).ema["ema"]
+
+
+def labels_of(config: ConfigDict, num: int, labels: Sequence[str] | None) -> np.ndarray | None:
+    """The label of each image: the given ones in turn, or all classes in turn; None for a model without classes."""
+    classes = config.data.num_classes
+    if not classes:
+        if labels:
+            raise UsageError("labels: this model was trained without classes")
+        return None
+    if labels and not all(label.strip().isdigit() and int(label) < classes for label in labels):
+        raise UsageError(f"labels={','.join(labels)}: allowed are whole numbers 0 to {classes - 1}")
+    chosen = np.array([int(label) for label in labels], np.int32) if labels else np.arange(classes, dtype=np.int32)
+    return np.resize(chosen, num)
+
+
+def _moment(state: Any, level: Level) -> Array:
+    """A frame of the moving picture: x at unit scale, as uint8."""
+    return visible(state.x, level)
+
+
+def visible(x: Array, level: Level) -> Array:
+    x = x / jnp.sqrt(level.alpha**2 + level.sigma**2)
+    return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def sample_run(
+    workdir: Path,
+    out: Path,
+    *,
+    num: int,
+    seed: int,
+    labels: Sequence[str] | None,
+    batch_size: int,
+    checkpoint: str,
+    overrides: dict[str, Any],
+) -> int:
+    """Write `out`.png, `out`.npz and `out`.gif. See `jaxdiff sample --help` for the arguments.
+
+    Raises:
+        UsageError: for anything that does not fit; nothing is written then.
+    """
+    for name, value in (("num", num), ("batch_size", batch_size)):
+        if value < 1:
+            raise UsageError(f"{name}={value}: allowed is 1 or more")
+    config, model, params = load_run(workdir, checkpoint)
+    config.sample.update(overrides)
+    wanted = labels_of(config, num, labels)
+    sampler, levels = build.sampler(config), build.levels(config, model.process)
+    denoise = model.denoiser(params)
+    for transform in build.transforms(config):
+        denoise = transform(denoise)
+    keys = batch_keys(jax.random.key(seed), num)
+
+    def draw(rows: np.ndarray, collect: Any) -> tuple[np.ndarray, Array, PyTree]:
+        cond = None if wanted is None else {"label": jnp.asarray(wanted[rows])}
+        start = prior_sample(model.process, keys[rows], (len(rows), *build.shape(config)))
+        x, moments = sample(denoise, sampler, levels, start, keys[rows], cond=cond, collect=collect)
+        return to_uint8(np.asarray(x)), start, moments
+
+    shown = min(num, _GIF_IMAGES)
+    parts, first = [], jax.tree.map(lambda a: a[0], levels)
+    with Progress(transient=True) as progress:
+        task = progress.add_task(f"{sampler}, {config.sample.steps} steps", total=num)
+        images, start, moments = draw(np.arange(shown), _moment)
+        parts.append(images)
+        progress.update(task, advance=shown)
+        for begin in range(shown, num, batch_size):
+            # The last batch is filled up, so that one compilation serves all.
+            rows = np.minimum(np.arange(begin, begin + batch_size), num - 1)
+            parts.append(draw(rows, None)[0][: num - begin])
+            progress.update(task, advance=len(parts[-1]))
+    images = np.concatenate(parts)
+
+    classes = len(set(wanted.tolist())) if wanted is not None else 0
+    columns = classes * max(1, round(math.sqrt(min(num, _GRID_IMAGES)) / classes)) if 0 < classes <= 20 else None
+    frames = np.concatenate([np.asarray(visible(start, first))[None], np.asarray(moments)])
+    frames = frames[np.unique(np.linspace(0, len(frames) - 1, _GIF_FRAMES).round().astype(int))]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images, labels=wanted if wanted is not None else np.full(num, -1, np.int32))
+    out = out.with_suffix("") if out.suffix in (".png", ".npz", ".gif") else out
+    written = [
+        write_whole(f"{out}.png", pictures.png(pictures.grid(images[:_GRID_IMAGES], columns))),
+        write_whole(f"{out}.npz", buffer.getvalue()),
+        write_whole(f"{out}.gif", pictures.gif([pictures.grid(f, min(columns or 8, shown)) for f in frames])),
+    ]
+    print(f"{num} images: " + ", ".join(str(path) for path in written))
+    return 0

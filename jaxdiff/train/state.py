@@ -1,0 +1,39 @@
+"""Everything that training changes, in one value."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdiff.types import Array, PyTree
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """The state of a training run. `step` is its only clock: data, randomness and schedules follow from it.
+
+    Attributes:
+        step: optimiser steps taken, int32 scalar.
+        params: the bare parameter tree, float32.
+        opt_state: the optimiser's state.
+        ema: averaged parameters by name, float32; bfloat16 would never move at a decay of 0.9999.
+    """
+
+    step: Array
+    params: PyTree
+    opt_state: Any
+    ema: dict[str, PyTree]
+
+    @classmethod
+    def create(cls, params: PyTree, tx: optax.GradientTransformation, ema: tuple[str, ...] = ("ema",)) -> "TrainState":
+        """The state before the first step: every average starts at the parameters.
+
+        Args:
+            params: initial parameters.
+            tx: the optimiser.
+            ema: names of the averages to keep.
+        """
+        # Copies, because a donated state must not hold one buffer twice.
+        averages = {name: jax.tree.map(jnp.copy, params) for name in ema}
+        return cls(jnp.zeros((), jnp.int32), params, tx.init(params), averages)
