@@ -72,6 +72,7 @@ def default_config() -> ConfigDict:
             },
             "sample": {
                 "sampler": "ddim",
+                "sampler_args": {},  # its own arguments, such as {"eta": 0.5}
                 "steps": 50,
                 "grid": "uniform",  # uniform, trailing, leading, log_snr, karras
                 "guidance": 1.0,  # classifier-free guidance scale; 1 is off
@@ -231,7 +232,10 @@ def batches(config: ConfigDict, split: str, *, shuffle: bool = True) -> data.Bat
 
 def sampler(config: ConfigDict) -> samplers.Sampler:
     """The sampler of a config, refused where the model cannot serve it."""
-    return samplers.make(config.sample.sampler)
+    made = samplers.make(config.sample.sampler, **config.sample.sampler_args)
+    if getattr(made, "variance", None) == "learned" and not config.model.get("learned_variance", False):
+        raise UsageError("sampler variance 'learned' needs model.learned_variance; use 'posterior' or 'beta'")
+    return made
 
 
 def levels(config: ConfigDict, process: ForwardProcess) -> Level:

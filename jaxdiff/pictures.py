@@ -19,7 +19,7 @@ def grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> np.nda
     Args:
         images: uint8, shape [N, H, W, C] with C = 1 or 3.
         columns: images per row; by default as square as it goes.
-        pad: white pixels between images.
+        pad: grey pixels between images, which are seen on black and on white.
 
     Returns:
         uint8, shape [rows * (h + pad) + pad, columns * (w + pad) + pad, C].
@@ -32,7 +32,7 @@ def grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> np.nda
     columns = min(columns or int(np.ceil(np.sqrt(num))), num)
     rows = -(-num // columns)
     height, width = height * zoom + pad, width * zoom + pad
-    canvas = np.full((rows * height + pad, columns * width + pad, channels), 255, np.uint8)
+    canvas = np.full((rows * height + pad, columns * width + pad, channels), 128, np.uint8)
     for i, image in enumerate(images):
         top, left = (i // columns) * height + pad, (i % columns) * width + pad
         canvas[top : top + height - pad, left : left + width - pad] = image

@@ -100,6 +100,8 @@ def sample_run(
         if value < 1:
             raise UsageError(f"{name}={value}: allowed is 1 or more")
     config, model, params = load_run(workdir, checkpoint)
+    if overrides.get("sampler", config.sample.sampler) != config.sample.sampler:
+        config.sample.sampler_args = {}
     config.sample.update(overrides)
     wanted = labels_of(config, num, labels)
     sampler, levels = build.sampler(config), build.levels(config, model.process)

@@ -26,7 +26,9 @@ def pmap_step(step: Step) -> Step:
 
 def replicate(tree: PyTree) -> PyTree:
     """A copy of every leaf on every local device, along a new first axis."""
-    return jax.pmap(lambda _, t: t, in_axes=(0, None))(np.arange(jax.local_device_count()), tree)
+    # Under the step's own axis name: another one is another sharding, and the second step would compile again.
+    copy = jax.pmap(lambda _, t: t, axis_name=AXIS, in_axes=(0, None))
+    return copy(np.arange(jax.local_device_count()), tree)
 
 
 def unreplicate(tree: PyTree) -> PyTree:
