@@ -37,7 +37,9 @@ def main() -> None:
     print(f"real held-out digits named right: {held_out.score(real.data[_TRAINED:], real.target[_TRAINED:]):.1%}")
     ours = nearest(images, real.data[:_TRAINED])
     theirs = nearest(real.data[_TRAINED:], real.data[:_TRAINED])
-    print(f"distance to the nearest training image: samples {np.median(ours):.2f}, held-out digits {np.median(theirs):.2f}")
+    print(
+        f"distance to the nearest training image: ours {np.median(ours):.2f}, held-out digits {np.median(theirs):.2f}"
+    )
     print(f"exact copies among the samples: {(ours < 0.1).sum()}")
 
 

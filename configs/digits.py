@@ -2,6 +2,9 @@
 
     jaxdiff train --config configs/digits.py --workdir runs/digits
     jaxdiff sample --workdir runs/digits --num 100 --out runs/digits/samples
+
+Hardware: two CPU cores, about four minutes; nothing else is needed.
+Expected: @@
 """
 
 from ml_collections import ConfigDict

@@ -5,19 +5,22 @@ arguments; what those are is checked against the object itself, so a new process
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxdiff import data, grids, guidance, models, objectives, prediction, processes, samplers
+from jaxdiff import data, grids, guidance, models, objectives, pictures, prediction, processes, samplers
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.model import Denoiser, Model, UnitVariance, Unscaled, time_input
 from jaxdiff.objectives import ConditionDropout, Denoising, Objective
 from jaxdiff.process import ForwardProcess
 from jaxdiff.train.ema import EMA
+from jaxdiff.train.loop import AVERAGE, Run, evaluator
 from jaxdiff.types import Level, PyTree
 
 
@@ -105,7 +108,7 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _make(kind: str, section: Mapping[str, Any], function: Callable[..., Any]) -> Any:
+def _make(kind: str, section: ConfigDict, function: Callable[..., Any]) -> Any:
     """Call a constructor with a section's arguments, naming those it does not have."""
     kwargs = {key: value for key, value in section.items() if key != "name"}
     allowed = inspect.signature(function).parameters
@@ -126,7 +129,7 @@ def process(config: ConfigDict) -> ForwardProcess:
 def model(config: ConfigDict) -> Model:
     """The model of a config: network, process, and what ties them."""
     made = process(config)
-    scales = {"none": Unscaled, "unit_variance": lambda: UnitVariance(config.sigma_data)}
+    scales: dict[str, Any] = {"none": Unscaled, "unit_variance": lambda: UnitVariance(config.sigma_data)}
     if config.input_scale not in scales:
         raise unknown("input_scale", config.input_scale, scales)
     fields = {key: value for key, value in config.model.items() if key != "name"}
@@ -193,7 +196,7 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def ema(config: ConfigDict) -> dict[str, EMA]:
     """The parameter averages by name."""
-    return {"ema": EMA(config.train.ema_decay)}
+    return {AVERAGE: EMA(config.train.ema_decay)}
 
 
 def source(config: ConfigDict, split: str) -> data.Source:
@@ -249,9 +252,57 @@ def transforms(config: ConfigDict) -> tuple[Callable[[Denoiser], Denoiser], ...]
     if config.data.num_classes and config.sample.guidance != 1:
         if not config.objective.label_dropout:
             raise UsageError(
-                f"guidance={config.sample.guidance:g} needs a model trained with objective.label_dropout > 0; use 1 (off)"
+                f"guidance={config.sample.guidance:g} needs a model trained with objective.label_dropout > 0; "
+                "use 1 (off)"
             )
         made.append(guidance.classifier_free(config.sample.guidance, {"label": config.data.num_classes}))
     if config.sample.threshold:
         made.append(guidance.static_threshold(1.0))
     return tuple(made)
+
+
+def picture(config: ConfigDict, model: Model) -> Callable[[PyTree], np.ndarray]:
+    """A function of parameters to a grid of samples by the config's own sampler, classes by column, same noise."""
+    classes = config.data.num_classes
+    columns = classes if 0 < classes <= 16 else 8
+    num = columns * (64 // columns)
+    draw_with = partial(
+        samplers.generate, sampler=sampler(config), levels=levels(config, model.process), transforms=transforms(config)
+    )
+    cond = {"label": jax.numpy.arange(num) % classes} if classes else None
+
+    def draw(params: PyTree) -> np.ndarray:
+        x = draw_with(model, params, jax.random.key(config.seed), (num, *shape(config)), cond=cond)
+        return pictures.grid(data.transforms.to_uint8(np.asarray(x)), columns)
+
+    return draw
+
+
+def run(config: ConfigDict) -> Run:
+    """The training run of a config: everything is made, so everything that cannot work is refused, before a step.
+
+    Raises:
+        UsageError: for a value, data set or combination that cannot work.
+    """
+    check(config)
+    made = model(config)
+    evaluate = None
+    if config.data.eval_split and config.train.eval_every:
+        held_out = batches(config, config.data.eval_split, shuffle=False)
+        evaluate = evaluator(made, objective(config, train=False), held_out, config.seed + 1)
+    return Run(
+        model=made,
+        params=init(config, made),
+        objective=objective(config),
+        tx=optimizer(config),
+        ema=ema(config),
+        batches=batches(config, config.data.split),
+        steps=config.train.steps,
+        seed=config.seed,
+        accum=config.train.accum,
+        evaluate=evaluate,
+        picture=picture(config, made) if config.train.sample_every else None,
+        every={name: config.train[f"{name}_every"] for name in ("log", "eval", "sample", "checkpoint")},
+        record={"config": config.to_dict()},
+        workers=config.data.workers,
+    )

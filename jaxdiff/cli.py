@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxdiff.errors import UsageError, unknown
 
 # Failures of the machine that the user can mend; any other OSError is a defect.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 @dataclass(frozen=True)
@@ -44,40 +45,33 @@ def _train_flags(values: flags.FlagValues) -> None:
 
 
 def _train(values: flags.FlagValues) -> int:
+    from jaxdiff import build
     from jaxdiff.train.loop import train
 
-    return train(_required(values, "config"), _required(values, "workdir"))
+    return train(build.run(_required(values, "config")), _required(values, "workdir"))
 
 
 def _sample_flags(values: flags.FlagValues) -> None:
-    define = flags
-    define.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
-    define.DEFINE_string("out", None, "writes OUT.png (grid), OUT.npz (images, labels), OUT.gif", flag_values=values)
-    define.DEFINE_integer("num", 100, "number of images", flag_values=values)
-    define.DEFINE_integer("seed", 0, "the same seed gives the same images, whatever --num", flag_values=values)
-    define.DEFINE_list("labels", None, "class labels, in turn: 0,1,2; by default all classes", flag_values=values)
-    define.DEFINE_string("sampler", None, "sampler by name; by default the config's", flag_values=values)
-    define.DEFINE_integer("steps", None, "sampler steps; by default the config's", flag_values=values)
-    define.DEFINE_string("grid", None, "time grid by name; by default the config's", flag_values=values)
-    define.DEFINE_float("guidance", None, "guidance scale, 1 = off; by default the config's", flag_values=values)
-    define.DEFINE_integer("batch_size", 128, "images computed at once", flag_values=values)
-    define.DEFINE_string("checkpoint", "latest", "latest, best, or a step", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
+    flags.DEFINE_string("out", None, "writes OUT.png (grid), OUT.npz (images, labels), OUT.gif", flag_values=values)
+    flags.DEFINE_integer("num", 100, "number of images", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "the same seed gives the same images, whatever --num", flag_values=values)
+    flags.DEFINE_list("labels", None, "class labels, in turn: 0,1,2; by default all classes", flag_values=values)
+    flags.DEFINE_string("sampler", None, "sampler by name; by default the config's", flag_values=values)
+    flags.DEFINE_integer("steps", None, "sampler steps; by default the config's", flag_values=values)
+    flags.DEFINE_string("grid", None, "time grid by name; by default the config's", flag_values=values)
+    flags.DEFINE_float("guidance", None, "guidance scale, 1 = off; by default the config's", flag_values=values)
+    flags.DEFINE_integer("batch_size", 128, "images computed at once", flag_values=values)
+    flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step", flag_values=values)
 
 
 def _sample(values: flags.FlagValues) -> int:
-    from jaxdiff.sampling import sample_run
+    from jaxdiff.commands.sample import sample_run
 
-    chosen = {name: values[name].value for name in ("sampler", "steps", "grid", "guidance")}
-    return sample_run(
-        Path(_required(values, "workdir")),
-        Path(_required(values, "out")),
-        num=values["num"].value,
-        seed=values["seed"].value,
-        labels=values["labels"].value,
-        batch_size=values["batch_size"].value,
-        checkpoint=values["checkpoint"].value,
-        overrides={name: value for name, value in chosen.items() if value is not None},
-    )
+    given: dict[str, Any] = values.flag_values_dict()
+    overrides = {name: given[name] for name in ("sampler", "steps", "grid", "guidance") if given[name] is not None}
+    spec = {name: given[name] for name in ("num", "seed", "labels", "batch_size", "checkpoint")}
+    return sample_run(Path(_required(values, "workdir")), Path(_required(values, "out")), overrides=overrides, **spec)
 
 
 def _forward_flags(values: flags.FlagValues) -> None:
@@ -86,13 +80,13 @@ def _forward_flags(values: flags.FlagValues) -> None:
 
 
 def _forward(values: flags.FlagValues) -> int:
-    from jaxdiff.inspection import forward
+    from jaxdiff.commands.forward import forward
 
-    return forward(_required(values, "config"), Path(_required(values, "out")), num=values["num"].value)
+    return forward(_required(values, "config"), Path(_required(values, "out")), num=values.flag_values_dict()["num"])
 
 
 def _info(values: flags.FlagValues) -> int:
-    from jaxdiff.inspection import info
+    from jaxdiff.commands.info import info
 
     return info(_required(values, "config"))
 
@@ -105,7 +99,7 @@ COMMANDS = {
 }
 
 
-def _required(values: flags.FlagValues, name: str) -> object:
+def _required(values: flags.FlagValues, name: str) -> Any:
     value = values[name].value
     if value is None or value == "":
         raise UsageError(f"--{name} is missing: see 'jaxdiff COMMAND --help'")

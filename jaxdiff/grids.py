@@ -16,6 +16,7 @@ Every grid is a function `(process, n) -> Level` of n + 1 stacked rows, the nois
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from jaxdiff.errors import UsageError, unknown
@@ -32,7 +33,7 @@ def _check(process: ForwardProcess, n: int) -> None:
 
 def _rows(process: ForwardProcess, positions: np.ndarray) -> Level:
     """Table rows by position i + 1, then clean data."""
-    return explicit(process, [*(np.asarray(positions, np.float64) / process.num_steps), 0.0])
+    return explicit(process, np.append(np.asarray(positions, np.float64) / (process.num_steps or 1), 0.0))
 
 
 def _then_clean(process: ForwardProcess, log_snr: np.ndarray) -> Level:
@@ -128,7 +129,7 @@ def explicit(process: ForwardProcess, times: Sequence[float] | np.ndarray) -> Le
         raise UsageError(f"times must be two or more numbers that decrease within [0, 1], got {t.tolist()[:8]}")
     level = process(t)
     clean = process.at(np.float64(np.inf))
-    return stack(Level(t, *(np.where(t == 0, end, row) for row, end in zip(level[1:], clean[1:], strict=True))))
+    return stack(jax.tree.map(lambda row, end: np.where(t == 0, end, row), level, clean))
 
 
 REGISTRY = {f.__name__: f for f in (uniform, trailing, leading, log_snr, karras)}

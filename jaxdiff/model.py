@@ -157,13 +157,15 @@ class Model:
             level = self.process(1.0)
             a, b = self.prediction.row(level)
             if level.alpha * b - level.sigma * a == 0:
+                name = type(self.prediction).__name__.strip("_").lower()
                 raise UsageError(
-                    f"prediction {type(self.prediction).__name__.strip('_').lower()!r} says nothing of x0 at t = 1, where this "
-                    "process has zero signal: use 'v', 'x0', 'flow' or 'edm'"
+                    f"prediction {name!r} says nothing of x0 at t = 1, where this process has zero signal: "
+                    "use 'v', 'x0', 'flow' or 'edm'"
                 )
         if isinstance(self.time_input, Index) and self.time_input.num_steps != self.process.num_steps:
             raise UsageError(
-                f"time_input index({self.time_input.num_steps}) does not fit a process of {self.process.num_steps} steps"
+                f"time_input index({self.time_input.num_steps}) does not fit a process of "
+                f"{self.process.num_steps} steps"
             )
 
     def output(

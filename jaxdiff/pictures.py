@@ -3,14 +3,27 @@
 import io
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from jaxdiff.errors import UsageError
 from jaxdiff.process import ForwardProcess
+from jaxdiff.types import Array, Level
 
 # Small images are enlarged, without smoothing, to at least this many pixels a side.
 _VISIBLE = 32
+
+
+def visible(x: Array, level: Level) -> Array:
+    """Noisy images as a person can see them: brought to unit scale, -1 to 1 on 0 to 255, uint8.
+
+    Args:
+        x: noisy images at `level`, shape [B, H, W, C].
+        level: a scalar level; a variance-exploding one would show nothing but noise without the division.
+    """
+    x = x / jnp.sqrt(level.alpha**2 + level.sigma**2)
+    return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> np.ndarray:

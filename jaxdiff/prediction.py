@@ -17,10 +17,11 @@ units (3), which converts every loss weight from one target to another.
 | `X0` | 1 | 0 | the denoiser itself |
 | `V` | -sigma | alpha | Salimans & Ho 2022, arXiv:2202.00512, appendix D |
 | `SCORE` | 0 | -1/sigma | Song et al. 2021, arXiv:2011.13456 |
-| `Flow(process)` | d alpha/dt | d sigma/dt | Lipman et al. 2023, arXiv:2210.02747; `FLOW` is the straight path's (-1, 1) |
+| `Flow(process)` | d alpha/dt | d sigma/dt | Lipman et al. 2023, arXiv:2210.02747 |
 | `EDM(sigma_data)` | s / (sigma_data r) | -sigma_data / r | Karras et al. 2022, arXiv:2206.00364, table 1 |
 
-with s = sigma / alpha and r = sqrt(s^2 + sigma_data^2): EDM's F is the unit-variance target behind c_skip and c_out.
+`FLOW` is the straight path's (-1, 1), whatever the process. s = sigma / alpha and r = sqrt(s^2 + sigma_data^2): EDM's
+F is the unit-variance target behind c_skip and c_out.
 """
 
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ def make(name: str, process: ForwardProcess, *, sigma_data: float = 0.5) -> Para
     Raises:
         UsageError: for an unknown name, with the nearest one.
     """
-    rows = dict(zip(REGISTRY, (EPS, X0, V, SCORE, Flow(process), EDM(sigma_data)), strict=True))
+    made: tuple[Parametrization, ...] = (EPS, X0, V, SCORE, Flow(process), EDM(sigma_data))
+    rows = dict(zip(REGISTRY, made, strict=True))
     if name not in rows:
         raise unknown("prediction", name, REGISTRY)
     return rows[name]

@@ -12,7 +12,8 @@
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -92,12 +93,13 @@ def rectified_flow(shift: float = 1.0) -> ForwardProcess:
     return ForwardProcess(schedules.Flow(shift), Straight())
 
 
-REGISTRY = {
-    f.__name__: f for f in (ddpm_linear, ddpm_cosine, ddpm_scaled_linear, from_betas, vp_sde, edm, rectified_flow)
+REGISTRY: dict[str, Callable[..., ForwardProcess]] = {
+    function.__name__: function
+    for function in (ddpm_linear, ddpm_cosine, ddpm_scaled_linear, from_betas, vp_sde, edm, rectified_flow)
 }
 
 
-def make(name: str, **kwargs: object) -> ForwardProcess:
+def make(name: str, **kwargs: Any) -> ForwardProcess:
     """A process by its name in `REGISTRY`.
 
     Raises:
@@ -105,4 +107,4 @@ def make(name: str, **kwargs: object) -> ForwardProcess:
     """
     if name not in REGISTRY:
         raise unknown("process", name, REGISTRY)
-    return REGISTRY[name](**kwargs)  # type: ignore[operator]
+    return REGISTRY[name](**kwargs)

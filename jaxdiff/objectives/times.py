@@ -63,12 +63,8 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Stratified:
+class Stratified(Uniform):
     """`Uniform`, spread evenly over the batch by equation (1). Args: see `Uniform`."""
-
-    t_min: float = 1e-5
-
-    __post_init__ = Uniform.__post_init__
 
     def __call__(self, process: ForwardProcess, keys: Array, strata: Array | None = None) -> Level:
         if strata is None:

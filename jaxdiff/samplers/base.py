@@ -94,10 +94,14 @@ def sample(
         (4, 2)
     """
     if levels.t.ndim != 1 or levels.t.shape[0] < 2:
-        raise UsageError(f"levels must be two or more stacked levels (at least 1 step), got t of shape {levels.t.shape}")
+        raise UsageError(
+            f"levels must be two or more stacked levels (at least 1 step), got t of shape {levels.t.shape}"
+        )
     for leaf in jax.tree.leaves(cond):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != x.shape[0]:
-            raise UsageError(f"cond must have the batch size {x.shape[0]} as its first axis, got shape {jnp.shape(leaf)}")
+            raise UsageError(
+                f"cond must have the batch size {x.shape[0]} as its first axis, got shape {jnp.shape(leaf)}"
+            )
     return _scan(denoise, sampler, levels, x, batch_keys(key, x.shape[0]), cond, collect)
 
 

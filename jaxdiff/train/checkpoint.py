@@ -4,6 +4,7 @@ The only module that knows orbax.
 """
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ class Checkpoints:
         metrics = None if eval_loss is None else {"eval_loss": eval_loss}
         with _one_line(f"could not write checkpoint {step} in {self.directory}"):
             self._manager.check_for_errors()
+            _empty(self.directory / _TRASH)
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), metrics=metrics)
 
     def restore(self, like: PyTree, step: int | None = None) -> PyTree:
@@ -131,6 +133,7 @@ class Checkpoints:
         """Wait, and release the manager's threads."""
         self.wait()
         self._manager.close()
+        _empty(self.directory / _TRASH)
 
 
 class _one_line:  # noqa: N801
@@ -143,15 +146,16 @@ class _one_line:  # noqa: N801
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, UsageError):
-            text = next((line.strip() for line in str(error).splitlines() if line.strip()), kind.__name__ if kind else "")
+            text = next(
+                (line.strip() for line in str(error).splitlines() if line.strip()), kind.__name__ if kind else ""
+            )
             if "No space left" in str(error):
                 text = "no space left on device"
             raise UsageError(f"{self.what}: {text[:200]}") from error
 
 
 def _empty(directory: Path) -> None:
-    import shutil
-
+    """Remove what was renamed away; a kill in the middle leaves it to the next start."""
     shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdiff.types import Array, PyTree
+from jaxdiff.types import PyTree
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -20,7 +20,7 @@ class TrainState(flax.struct.PyTreeNode):
         ema: averaged parameters by name, float32; bfloat16 would never move at a decay of 0.9999.
     """
 
-    step: Array
+    step: Any  # a pytree is also built of things that are no arrays
     params: PyTree
     opt_state: Any
     ema: dict[str, PyTree]

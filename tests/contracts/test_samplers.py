@@ -135,7 +135,10 @@ def test_ddpm_1000_gives_the_gaussian(name, kwargs):
     cov = jnp.cov(x.T)
     std = jnp.sqrt((data.cov**2 + jnp.outer(jnp.diag(data.cov), jnp.diag(data.cov))) / num)
     # The discretisation's own bias is at most (largest step's variance) / (data variance): 1 % where that is 0.02.
-    assert np.max(np.abs(cov - data.cov) / (4 * std + 0.01 * jnp.sqrt(jnp.outer(jnp.diag(data.cov), jnp.diag(data.cov))))) < 1
+    assert (
+        np.max(np.abs(cov - data.cov) / (4 * std + 0.01 * jnp.sqrt(jnp.outer(jnp.diag(data.cov), jnp.diag(data.cov)))))
+        < 1
+    )
 
 
 def test_ddim_eta_1_is_ddpm(x64):

@@ -18,7 +18,9 @@ def conditional(x, level, cond):
     """The exact denoiser of N(mean of the label, 0.25)."""
     data = analytic.Gaussian(jnp.zeros(1), jnp.full((1, 1), 0.25))
     mean = MEANS[cond["label"]]
-    inner = data.denoiser(PROCESS)(x - level.alpha[..., None] * mean if level.alpha.ndim else x - level.alpha * mean, level)
+    inner = data.denoiser(PROCESS)(
+        x - level.alpha[..., None] * mean if level.alpha.ndim else x - level.alpha * mean, level
+    )
     return Prediction(inner.x0 + mean, inner.eps, jnp.full_like(x, 0.3))
 
 

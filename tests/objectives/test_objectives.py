@@ -82,7 +82,8 @@ def test_weights_are_the_papers(x64):
     expected = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
     np.testing.assert_allclose(EDM(0.5)(processes.edm()(jnp.array([0.2, 0.8])), eps), expected, rtol=1e-9)
     np.testing.assert_allclose(
-        EDM(0.5)(processes.edm()(0.3), eps) / prediction.error_scale(prediction.EDM(0.5), processes.edm()(0.3)) ** 2, 1.0
+        EDM(0.5)(processes.edm()(0.3), eps) / prediction.error_scale(prediction.EDM(0.5), processes.edm()(0.3)) ** 2,
+        1.0,
     )
 
 

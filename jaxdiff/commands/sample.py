@@ -3,8 +3,9 @@
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from jaxdiff.model import Model
 from jaxdiff.numerics import batch_keys
 from jaxdiff.samplers import prior_sample, sample
 from jaxdiff.train.checkpoint import Checkpoints
-from jaxdiff.train.loop import CHECKPOINTS, CONFIG_FILE
+from jaxdiff.train.loop import AVERAGE, CHECKPOINTS, RUN_FILE
 from jaxdiff.train.state import TrainState
 from jaxdiff.types import Array, Level, PyTree
 
@@ -39,9 +40,11 @@ def load_run(workdir: Path, checkpoint: str = "latest") -> tuple[ConfigDict, Mod
     Raises:
         UsageError: if there is no run, no such checkpoint, or one of another model.
     """
-    path = workdir / CONFIG_FILE
+    path = workdir / RUN_FILE
     if not path.is_file():
-        raise UsageError(f"no trained run in {workdir}: train there first, jaxdiff train --config FILE --workdir {workdir}")
+        raise UsageError(
+            f"no trained run in {workdir}: train there first, jaxdiff train --config FILE --workdir {workdir}"
+        )
     config = build.default_config()
     config.update(json.loads(path.read_text())["config"])
     model = build.model(config)
@@ -54,7 +57,7 @@ def load_run(workdir: Path, checkpoint: str = "latest") -> tuple[ConfigDict, Mod
         raise UsageError("checkpoint='best': no checkpoint was evaluated; use latest")
     tx, rules = build.optimizer(config), build.ema(config)
     like = jax.eval_shape(lambda: TrainState.create(build.init(config, model), tx, tuple(rules)))
-    return config, model, checkpoints.restore(like, step).ema["ema"]
+    return config, model, checkpoints.restore(like, step).ema[AVERAGE]
 
 
 def labels_of(config: ConfigDict, num: int, labels: Sequence[str] | None) -> np.ndarray | None:
@@ -72,24 +75,19 @@ def labels_of(config: ConfigDict, num: int, labels: Sequence[str] | None) -> np.
 
 def _moment(state: Any, level: Level) -> Array:
     """A frame of the moving picture: x at unit scale, as uint8."""
-    return visible(state.x, level)
-
-
-def visible(x: Array, level: Level) -> Array:
-    x = x / jnp.sqrt(level.alpha**2 + level.sigma**2)
-    return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
+    return pictures.visible(state.x, level)
 
 
 def sample_run(
     workdir: Path,
     out: Path,
     *,
-    num: int,
-    seed: int,
-    labels: Sequence[str] | None,
-    batch_size: int,
-    checkpoint: str,
-    overrides: dict[str, Any],
+    num: int = 100,
+    seed: int = 0,
+    labels: Sequence[str] | None = None,
+    batch_size: int = 128,
+    checkpoint: str = "latest",
+    overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> int:
     """Write `out`.png, `out`.npz and `out`.gif. See `jaxdiff sample --help` for the arguments.
 
@@ -105,6 +103,7 @@ def sample_run(
     config.sample.update(overrides)
     wanted = labels_of(config, num, labels)
     sampler, levels = build.sampler(config), build.levels(config, model.process)
+    out.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     denoise = model.denoiser(params)
     for transform in build.transforms(config):
         denoise = transform(denoise)
@@ -132,7 +131,7 @@ def sample_run(
 
     classes = len(set(wanted.tolist())) if wanted is not None else 0
     columns = classes * max(1, round(math.sqrt(min(num, _GRID_IMAGES)) / classes)) if 0 < classes <= 20 else None
-    frames = np.concatenate([np.asarray(visible(start, first))[None], np.asarray(moments)])
+    frames = np.concatenate([np.asarray(pictures.visible(start, first))[None], np.asarray(moments)])
     frames = frames[np.unique(np.linspace(0, len(frames) - 1, _GIF_FRAMES).round().astype(int))]
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images, labels=wanted if wanted is not None else np.full(num, -1, np.int32))
