@@ -6,6 +6,7 @@ value in it can be overridden: `--config.train.steps=100`. What the user can men
 
 import errno
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,7 +19,17 @@ from ml_collections import ConfigDict, config_flags
 from jaxdiff.errors import UsageError, unknown
 
 # Failures of the machine that the user can mend; any other OSError is a defect.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+)
 
 
 @dataclass(frozen=True)
@@ -207,6 +218,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
+def _drop_echoes() -> None:
+    """After a failed write, TensorStore's threads report to an event loop that is gone, once per array; the failure
+    itself is our one line."""
+    usual = sys.unraisablehook
+
+    def hook(event: Any) -> None:
+        if not (isinstance(event.exc_value, RuntimeError) and str(event.exc_value) == "Event loop is closed"):
+            usual(event)
+
+    sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+
+
 def run() -> None:
     """The console script."""
+    _drop_echoes()
     sys.exit(main())

@@ -52,19 +52,20 @@ from jaxdiff.train import EMA, TrainState, make_train_step
 
 # JAXDIFF_FAST=1 runs every cell with little training and few samples: a test of the code, not of the model.
 FAST = os.environ.get("JAXDIFF_FAST") == "1"
-STEPS = 30 if FAST else 2000  # optimiser steps
-NUM = 20 if FAST else 500  # samples to count on
-MANY = 100 if FAST else 1000  # sampler steps, where many are wanted
+STEPS = 30 if FAST else 1000  # optimiser steps
+NUM = 20 if FAST else 200  # samples to count on
 
 
-def show(x, columns, title="", ax=None):
-    """Images in [-1, 1], shape [N, H, W, 1], tiled into rows of `columns`."""
+def show(x, columns, title="", ax=None, names=()):
+    """Images in [-1, 1], shape [N, H, W, 1], tiled into rows of `columns`; a name above each column."""
     tiles = pictures.grid(to_uint8(np.asarray(x)), columns)[..., 0]
     if ax is None:
         _, ax = plt.subplots(figsize=(0.6 * columns, 0.6 * len(x) / columns + 0.3), layout="constrained")
     ax.imshow(tiles, cmap="gray", vmin=0, vmax=255)
     ax.set_title(title, fontsize=10)
     ax.axis("off")
+    for i, name in enumerate(names):
+        ax.text((i + 0.5) / columns, 1.02, name, transform=ax.transAxes, ha="center", va="bottom", fontsize=9)
 
 
 # %% [markdown]
@@ -113,7 +114,7 @@ np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, atol=1e-6)
 np.testing.assert_allclose(noised[0], three, atol=1e-6)  # t = 0: clean
 assert float(process(1.0).alpha) < 0.01  # t = 1: hardly any signal
 
-show(noised.swapaxes(0, 1).reshape(-1, 8, 8, 1), len(times), "t = " + ",  ".join(f"{t:g}" for t in times))
+show(noised.swapaxes(0, 1).reshape(-1, 8, 8, 1), len(times), names=[f"t = {t:g}" for t in times])
 
 # %% [markdown]
 # How fast the signal goes is the *noise schedule*. The linear schedule is DDPM's, the cosine schedule is from
@@ -154,7 +155,7 @@ weights, modes, width = jnp.array([0.5, 0.2, 0.3]), jnp.array([-1.4, 0.0, 1.2]),
 mixture = analytic.Mixture(weights, modes[:, None], jnp.full((3, 1, 1), width**2))
 exact = mixture.denoiser(process)
 
-x = jnp.linspace(-2.5, 2.5, 400)[:, None]
+x = jnp.linspace(-2, 2, 400)[:, None]
 fig, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
 for t in (0.05, 0.15, 0.3, 1.0):
     level = process(t)
@@ -171,8 +172,8 @@ print(f"mean of the data {data_mean:.2f}; the answers at t = 1 are in [{answer.x
 assert jnp.abs(answer.x0 - data_mean).max() < 0.05
 
 # %% [markdown]
-# With much noise the best answer is the mean of all data, whatever the input. With little noise it is close to a mode,
-# and the steps between the modes get steeper.
+# With much noise the best answer is the mean of all data, whatever the input. With little noise it is close to the
+# mode nearest to the input, and the steps between the modes are steep.
 #
 # A *sampler* starts from pure noise and moves through a list of levels down to $t = 0$, asking the denoiser at each.
 # It needs nothing else. DDIM (arXiv:2010.02502) is deterministic,
@@ -197,8 +198,8 @@ for (ax, side), sampler in zip(axes, (samplers.DDIM(), samplers.DDPM()), strict=
     final, path = jaxdiff.sample(exact, sampler, levels, start, key, collect=samplers.trajectory)
     path = jnp.concatenate([start[None], path])[:, :, 0]
     ax.imshow(density.T, origin="lower", extent=(0, 1, -3, 3), aspect="auto", cmap="Greys", vmax=1.2)
-    ax.plot(levels.t, path[:, :25], lw=0.8)
-    ax.set(xlim=(1, 0), ylim=(-3, 3), ylabel="$x_t$", title=f"{type(sampler).__name__}: 25 paths from noise to data")
+    ax.plot(levels.t, path[:, :15], lw=0.9)
+    ax.set(xlim=(1, 0), ylim=(-3, 3), ylabel="$x_t$", title=f"{type(sampler).__name__}: 15 paths from noise to data")
     side.hist(final[:, 0], bins=80, range=(-3, 3), density=True, orientation="horizontal", color="tab:blue", alpha=0.6)
     side.plot(density[0], xs, "k", lw=1)
     side.set(title="samples, density", xlabel="density")
@@ -210,7 +211,7 @@ for (ax, side), sampler in zip(axes, (samplers.DDIM(), samplers.DDPM()), strict=
     np.testing.assert_allclose(shares, weights, atol=0.05)
     np.testing.assert_allclose(spread, width, rtol=0.1)
 axes[0, 0].set_xticklabels([])
-axes[1, 0].set_xlabel("process time t (shading: density of $x_t$)");
+_ = axes[1, 0].set_xlabel("process time t (shading: density of $x_t$)")
 
 # %% [markdown]
 # Both end at the three modes in the right proportions and with the right width, 0.12. The paths of DDIM are smooth and
@@ -226,7 +227,7 @@ axes[1, 0].set_xlabel("process time t (shading: density of $x_t$)");
 #
 # The objective draws a random level for each image, noises the image and compares the network's answer with the noise:
 #
-# $$ L = \mathbb{E}_{x_0, t, \varepsilon} \; \frac{1}{D} \, \| \hat\varepsilon(x_t, t, \text{label}) - \varepsilon \|^2 $$
+# $$ L = \mathbb{E}_{x_0, t, \varepsilon} \, \frac{1}{D} \| \hat\varepsilon(x_t, t, \text{label}) - \varepsilon \|^2 $$
 #
 # for images of $D$ pixels. `Stratified` spreads the levels of a batch evenly. `ConditionDropout` replaces 10 % of the
 # labels by a *null label*, 10, so that the same network also learns to denoise without knowing the label.
@@ -297,7 +298,7 @@ ax.semilogy(losses, color="tab:blue", alpha=0.3, lw=0.7, label="loss of each bat
 ax.semilogy(np.arange(len(smooth)) + 24, smooth, color="tab:blue", label="mean of 25 batches")
 ax.set(xlabel="optimiser step", ylabel="loss", title="training")
 ax.grid(alpha=0.3, which="both")
-ax.legend()
+_ = ax.legend()
 
 # %% [markdown]
 # The loss does not go to 0: the noise cannot be told from the noisy image exactly. It is also no measure of the
@@ -359,11 +360,15 @@ def variety(x, labels):
     return np.sqrt(np.mean([group.var(axis=0).mean() for group in groups]))
 
 
-print(f"real held-out digits: the judge agrees with {real:.1%}; "
-      f"variety of the training images {variety(flat, train_set.labels):.3f}")
+print(
+    f"real held-out digits: the judge agrees with {real:.1%}; "
+    f"variety of the training images {variety(flat, train_set.labels):.3f}"
+)
 for scale, x in samples.items():
-    print(f"guidance scale {scale:g}: the judge agrees with {agreement(x, digits['label']):.1%}; "
-          f"variety {variety(x, digits['label']):.3f}")
+    print(
+        f"guidance scale {scale:g}: the judge agrees with {agreement(x, digits['label']):.1%}; "
+        f"variety {variety(x, digits['label']):.3f}"
+    )
 if not FAST:
     assert agreement(samples[2.0], digits["label"]) >= agreement(samples[1.0], digits["label"]) > 0.8
     assert variety(samples[2.0], digits["label"]) < variety(samples[1.0], digits["label"])
@@ -373,7 +378,9 @@ if not FAST:
 #
 # `generate` is short for three calls: `model.denoiser`, `prior_sample` and `sample`. With `sample` we can `collect` the
 # moments in between. The upper row of each pair is $x_t$, the lower row is what the denoiser takes for $x_0$ at that
-# moment. As with the three modes, its first guess is close to the mean of the data, here the mean of one class.
+# moment, $\hat x_0 = (x_t - \sigma_t \hat\varepsilon) / \alpha_t$. The first guesses are rough: near $t = 1$ the
+# division by a small $\alpha_t$ magnifies every error of the network. Then a blurred digit appears, which gets sharper.
+# At $t = 0.5$, where $x_t$ still looks like noise, the guess is already near the final image.
 
 # %%
 denoise = guidance.classifier_free(2.0, {"label": NULL})(model.denoiser(trained))
@@ -385,11 +392,23 @@ moments = jnp.concatenate([start[None], moments])
 np.testing.assert_array_equal(moments[-1], final)
 
 shown = np.linspace(0, 50, 11).round().astype(int)
-strip = []
-for i in (0, 1):
-    strip += [moments[k, i] for k in shown]
-    strip += [denoise(moments[k], process(grid50.t[k]), cond).x0[i] for k in shown]
-show(jnp.stack(strip), len(shown), "t = " + ",  ".join(f"{grid50.t[k]:.1f}" for k in shown))
+seen = moments[shown].swapaxes(0, 1)  # [2, 11, 8, 8, 1]
+repeated = {"label": jnp.repeat(cond["label"], len(shown))}
+guess = denoise(seen.reshape(-1, 8, 8, 1), process(jnp.tile(grid50.t[shown], 2)), repeated).x0.reshape(seen.shape)
+pairs = jnp.stack([seen, guess], axis=1)  # [2, 2, 11, 8, 8, 1]
+show(pairs.reshape(-1, 8, 8, 1), len(shown), names=[f"t = {grid50.t[k]:.1f}" for k in shown])
+
+
+def distance(x):
+    """From the final images, root mean square per pixel."""
+    return jnp.sqrt(jnp.mean((x - final) ** 2))
+
+
+half = len(shown) // 2
+print(f"t = 0.5: x_t is {distance(seen[:, half]):.2f} from the final images, the guess {distance(guess[:, half]):.2f}")
+if not FAST:
+    assert distance(guess[:, half]) < 0.5 * distance(seen[:, half])
+    assert distance(guess[:, half]) < distance(guess[:, 0])
 
 # %% [markdown]
 # ## 7. DDIM against DDPM
@@ -398,14 +417,14 @@ show(jnp.stack(strip), len(shown), "t = " + ",  ".join(f"{grid50.t[k]:.1f}" for 
 #
 # 1. The same key gives the same image, whatever the batch around it: each example has its own random numbers.
 # 2. With DDIM the start decides everything, and the key given to `sample` changes nothing. With DDPM it does.
-# 3. With few steps DDIM comes closer to the data. With many, DDPM does as well.
+# 3. With few steps samples lose variety, and with DDPM more than with DDIM.
 
 # %%
 draw = partial(jaxdiff.generate, model, trained)
 
 options = {"sampler": samplers.DDPM(), "levels": grid50}
 alone = draw(jax.random.key(4), (1, 8, 8, 1), cond={"label": jnp.array([5])}, **options)
-among = draw(jax.random.key(4), (8, 8, 8, 1), cond={"label": jnp.array([5, 1, 2, 3, 4, 6, 7, 8])}, **options)
+among = draw(jax.random.key(4), (10, 8, 8, 1), cond={"label": jnp.array([5, 0, 1, 2, 3, 4, 6, 7, 8, 9])}, **options)
 np.testing.assert_allclose(alone[0], among[0], atol=1e-3)
 print(f"1. the same image alone and in a batch: largest difference {jnp.abs(alone[0] - among[0]).max():.0e}")
 
@@ -421,14 +440,31 @@ for sampler in (samplers.DDIM(), samplers.DDPM()):
 
 # %%
 few = min(NUM, 100)
-fig, axes = plt.subplots(3, 2, figsize=(8, 4.4), layout="constrained")
-for row, steps in zip(axes, (5, 50, MANY), strict=True):
-    for ax, sampler in zip(row, (samplers.DDIM(), samplers.DDPM()), strict=True):
-        cond = {"label": jnp.arange(few) % 10}
+cond = {"label": jnp.arange(few) % 10}
+budgets = (5, 50) if FAST else (5, 50, 250)
+kinds = {"DDIM": samplers.DDIM(), "DDPM": samplers.DDPM()}
+varieties = {}
+fig, axes = plt.subplots(len(budgets), 2, figsize=(8, 1.15 * len(budgets)), layout="constrained")
+print(f"3. variety of the training images {variety(flat, train_set.labels):.3f}")
+for row, steps in zip(axes, budgets, strict=True):
+    for ax, (name, sampler) in zip(row, kinds.items(), strict=True):
         x = draw(jax.random.key(6), (few, 8, 8, 1), sampler=sampler, levels=grids.uniform(process, steps), cond=cond)
-        name = f"{type(sampler).__name__}, {steps} steps"
-        print(f"{name}: agreement {agreement(x, cond['label']):.0%}, variety {variety(x, cond['label']):.3f}")
-        show(x[:20], 10, name, ax)
+        varieties[name, steps] = variety(x, cond["label"])
+        print(f"   {name}, {steps:3d} steps: variety {varieties[name, steps]:.3f}")
+        show(x[:20], 10, f"{name}, {steps} steps", ax)
+if not FAST:
+    assert varieties["DDPM", 5] < varieties["DDIM", 5] < varieties["DDIM", 50]
+    assert varieties["DDPM", 5] < varieties["DDPM", 50]
 
 # %% [markdown]
 # ## 8. Where to go next
+#
+# - Change one part and run again: `processes.ddpm_cosine()`, `prediction.V`, `objectives.MinSNR()`, another guidance
+#   scale, `samplers.DDIM(eta=0.5)`.
+# - Processes in continuous time: `processes.vp_sde()`, `processes.edm()`, `processes.rectified_flow()`. They have no
+#   table, so `time_input` must be another, such as `jaxdiff.model.LogSNR()`.
+# - Your own images: `data.make("image_folder", path=...)`.
+# - The same model with checkpoints and logging, from the command line:
+#   `jaxdiff train --config configs/digits.py --workdir runs/digits`, then
+#   `jaxdiff sample --workdir runs/digits --num 100 --out runs/digits/samples`.
+# - The docstrings hold the derivations and the papers: `help(jaxdiff.samplers.ddim)`, `help(jaxdiff.process)`.

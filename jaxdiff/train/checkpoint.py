@@ -35,7 +35,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, read_only: bool = False) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every file it writes
+        # Orbax tells every file it writes, and every error that is raised below as one of ours.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory = Path(directory).absolute()
         if read_only and not self.directory.is_dir():
             raise UsageError(f"no checkpoint in {self.directory}: train there first")
