@@ -5,6 +5,7 @@ value in it can be overridden: `--config.train.steps=100`. What the user can men
 """
 
 import errno
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -228,6 +229,7 @@ def _drop_echoes() -> None:
             usual(event)
 
     sys.unraisablehook = hook
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
 
 

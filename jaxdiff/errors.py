@@ -27,8 +27,8 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> UsageError:
         An error to raise.
 
     Example:
-        >>> print(unknown("sampler", "ddmi", ["ddim", "ddpm"]))
-        unknown sampler 'ddmi': did you mean 'ddim'? allowed: ddim, ddpm
+        >>> print(unknown("sampler", "dimm", ["ddim", "ddpm"]))
+        unknown sampler 'dimm': did you mean 'ddim'? allowed: ddim, ddpm
     """
     names = sorted(allowed)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)

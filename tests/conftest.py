@@ -1,10 +1,12 @@
 """The test run's own rules: 8 host devices, no silent broadcasting, annotations checked at run time."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["TFDS_DATA_DIR"] = os.environ.get("TFDS_DATA_DIR") or tempfile.mkdtemp()  # not the home folder
 
 from jaxtyping import install_import_hook
 

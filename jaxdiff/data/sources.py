@@ -61,8 +61,8 @@ def make(
         UsageError: for an unknown name or split, a set that is not prepared, or a folder that cannot be used.
 
     Example:
-        >>> source = make("digits", split="train[:10%]")  # doctest: +SKIP
-        >>> len(source), source.shape, source.num_classes  # doctest: +SKIP
+        >>> source = make("digits", split="train[:10%]")
+        >>> len(source), source.shape, source.num_classes
         (180, (8, 8, 1), 10)
     """
     from jaxdiff.data.images import check_shape
