@@ -13,7 +13,7 @@ Expected: the paper reports FID 3.17 and Inception score 9.46 on 50,000 samples 
 
 from ml_collections import ConfigDict
 
-from jaxdiff.build import default_config
+from jaxdiff.config import default_config
 
 
 def get_config() -> ConfigDict:

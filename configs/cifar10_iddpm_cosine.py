@@ -13,7 +13,7 @@ Expected: not measured here, and the paper's headline figures are for its learne
 
 from ml_collections import ConfigDict
 
-from jaxdiff.build import default_config
+from jaxdiff.config import default_config
 
 
 def get_config() -> ConfigDict:

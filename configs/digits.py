@@ -9,7 +9,7 @@ Expected: @@
 
 from ml_collections import ConfigDict
 
-from jaxdiff.build import default_config
+from jaxdiff.config import default_config
 
 
 def get_config() -> ConfigDict:

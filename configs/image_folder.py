@@ -12,7 +12,7 @@ Expected: depends on the images; a few thousand are enough to see whether it lea
 
 from ml_collections import ConfigDict
 
-from jaxdiff.build import default_config
+from jaxdiff.config import default_config
 
 
 def get_config() -> ConfigDict:

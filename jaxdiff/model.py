@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jaxtyping import Float
 
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.numerics import expand
@@ -105,7 +106,7 @@ class Denoiser:
         if callable(self.fn) and not isinstance(self.fn, Partial):
             object.__setattr__(self, "fn", Partial(self.fn))
 
-    def __call__(self, x: Array, level: Level, cond: Cond = None) -> Prediction:
+    def __call__(self, x: Float[Array, " b *d"], level: Level, cond: Cond = None) -> Prediction:
         """Denoise.
 
         Args:
@@ -128,7 +129,8 @@ class Model:
         process: the forward process it is trained on.
         prediction: what its output means, a row of `jaxdiff.prediction`.
         input_scale: level -> the factor on x at its input.
-        time_input: level -> the number it gets for time.
+        time_input: level -> the number it gets for time; by default `Index` for a process with steps, which is what
+            DDPM's networks see, else `ScaledTime`.
         learned_variance: its output has twice the channels of x; the second half is `var_frac`, in [-1, 1].
 
     Raises:
@@ -149,10 +151,13 @@ class Model:
     process: ForwardProcess
     prediction: Parametrization
     input_scale: Callable[[Level], Array] = Unscaled()
-    time_input: Callable[[Level], Array] = ScaledTime()
+    time_input: Callable[[Level], Array] | None = None
     learned_variance: bool = False
 
     def __post_init__(self) -> None:
+        if self.time_input is None:
+            steps = self.process.num_steps
+            object.__setattr__(self, "time_input", ScaledTime() if steps is None else Index(steps))
         with jax.ensure_compile_time_eval():
             level = self.process(1.0)
             a, b = self.prediction.row(level)
@@ -171,13 +176,13 @@ class Model:
     def output(
         self,
         params: PyTree,
-        x: Array,
+        x: Float[Array, " b *d"],
         level: Level,
         cond: Cond = None,
         *,
         train: bool = False,
         rngs: dict | None = None,
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[Float[Array, " b *d"], Float[Array, " b *d"] | None]:
         """The network's output at a level, and its raw variance channels.
 
         Args:
@@ -191,6 +196,7 @@ class Model:
         Returns:
             (output, variance): the target's estimate in the shape of x, and the variance channels or None.
         """
+        assert self.time_input is not None
         t = jnp.broadcast_to(self.time_input(level), x.shape[:1])
         output = self.apply(params, expand(self.input_scale(level), x) * x, t, cond, train=train, rngs=rngs)
         channels = x.shape[-1] * (1 + self.learned_variance)

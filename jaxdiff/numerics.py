@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jaxdiff.errors import UsageError
 from jaxdiff.types import Array
@@ -105,7 +106,7 @@ def batch_keys(key: Array, batch: int) -> Array:
     return key
 
 
-def normal_like(key: Array, x: Array) -> Array:
+def normal_like(key: Array, x: Float[Array, " b *d"]) -> Float[Array, " b *d"]:
     """Standard normal noise of the shape of `x`, each example from its own key.
 
     Args:
@@ -116,6 +117,6 @@ def normal_like(key: Array, x: Array) -> Array:
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
 
 
-def mean_per_example(x: Array) -> Array:
+def mean_per_example(x: Float[Array, " b *d"]) -> Float[Array, " b"]:
     """Mean over every axis but the first: [B, ...] -> [B]."""
     return x.reshape(x.shape[0], -1).mean(axis=1)

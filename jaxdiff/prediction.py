@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.numerics import expand
@@ -128,7 +129,9 @@ def _noisy(level: Level) -> Level:
     return level._replace(sigma=jnp.maximum(level.sigma, _LEAST_SIGMA))
 
 
-def target(p: Parametrization, x0: Array, eps: Array, level: Level) -> Array:
+def target(
+    p: Parametrization, x0: Float[Array, " b *d"], eps: Float[Array, " b *d"], level: Level
+) -> Float[Array, " b *d"]:
     """What the network should answer, equation (1).
 
     Args:
@@ -144,7 +147,9 @@ def target(p: Parametrization, x0: Array, eps: Array, level: Level) -> Array:
     return expand(a, x0) * x0 + expand(b, x0) * eps
 
 
-def to_prediction(p: Parametrization, output: Array, x: Array, level: Level) -> Prediction:
+def to_prediction(
+    p: Parametrization, output: Float[Array, " b *d"], x: Float[Array, " b *d"], level: Level
+) -> Prediction:
     """The network's answer as x0 and eps, equation (2).
 
     Args:
@@ -164,7 +169,7 @@ def to_prediction(p: Parametrization, output: Array, x: Array, level: Level) -> 
     return Prediction(x0, eps)
 
 
-def error_scale(p: Parametrization, level: Level) -> Array:
+def error_scale(p: Parametrization, level: Level) -> Float[Array, "..."]:
     """The error of the target, per unit of error in x0, at fixed x: |alpha b - sigma a| / sigma (3).
 
     A weight w on the squared x0 error is the weight w / error_scale^2 on the squared target error.

@@ -25,6 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jaxdiff.errors import UsageError
 from jaxdiff.numerics import as_float, expand, namespace, sigmoid
@@ -111,7 +112,9 @@ class ForwardProcess:
 
 
 @partial(jax.jit, static_argnames="process")
-def q_sample(process: ForwardProcess, x0: Array, t: Array | float, eps: Array) -> Array:
+def q_sample(
+    process: ForwardProcess, x0: Float[Array, "*x0"], t: Float[Array, "*t"] | float, eps: Float[Array, "*eps"]
+) -> Float[Array, "*x0"]:
     """Noise clean examples to time t in one step: alpha_t x0 + sigma_t eps. Jit-compiled, `process` static.
 
     Args:
@@ -160,7 +163,9 @@ def q_transition(cur: Level, nxt: Level) -> tuple[Array, Array]:
     return cur.alpha / nxt.alpha, cur.sigma * jnp.sqrt(_removed(cur, nxt))
 
 
-def q_posterior(cur: Level, nxt: Level, x: Array, x0: Array) -> tuple[Array, Array]:
+def q_posterior(
+    cur: Level, nxt: Level, x: Float[Array, " b *d"], x0: Float[Array, " b *d"]
+) -> tuple[Float[Array, " b *d"], Float[Array, "*level"]]:
     """The reverse step when the clean example is known, equation (3).
 
     Args:

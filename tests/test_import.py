@@ -16,7 +16,7 @@ RANKS = {
     2: ("model", "grids"),
     3: ("samplers", "guidance", "objectives", "analytic"),
     4: ("files", "pictures", "train"),
-    5: ("build",),
+    5: ("config", "build"),
     6: ("commands", "cli", "__main__", "__init__"),
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}

@@ -112,6 +112,11 @@ def test_time_inputs():
             make()
 
 
+def test_time_defaults_to_what_the_process_has():
+    assert Model(network, processes.ddpm_linear(50), prediction.EPS).time_input == Index(50)
+    assert Model(network, processes.vp_sde(), prediction.EPS).time_input == ScaledTime(1000.0)
+
+
 def test_model_gives_the_network_scaled_input_and_its_time():
     process = processes.edm()
     model = Model(network, process, prediction.EDM(0.5), UnitVariance(0.5), QuarterLogSigma())

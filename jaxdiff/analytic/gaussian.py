@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jaxtyping import Float
 
 from jaxdiff.model import Denoiser
 from jaxdiff.numerics import batch_keys, expand
@@ -45,7 +46,7 @@ class Gaussian:
     mean: Array
     cov: Array
 
-    def sample(self, key: Array, num: int) -> Array:
+    def sample(self, key: Array, num: int) -> Float[Array, "num d"]:
         """Exact samples, shape [num, D]; `key` as in `jaxdiff.sample`."""
         values, vectors = jnp.linalg.eigh(self.cov)
         draw = jax.vmap(lambda k: jax.random.normal(k, self.mean.shape, self.mean.dtype))(batch_keys(key, num))
@@ -55,14 +56,14 @@ class Gaussian:
         """The exact denoiser, equations (2) and (3)."""
         return Denoiser(Partial(exact, self), process)
 
-    def log_prob(self, x: Array, level: Level) -> Array:
+    def log_prob(self, x: Float[Array, "b d"], level: Level) -> Float[Array, " b"]:
         """log q(x) at a level, equation (1), in nats: [B, D] -> [B]."""
         values, _ = jnp.linalg.eigh(self.cov)
         var = _spread(values, level, x) ** 2
         z = self._axes(x, level)
         return -0.5 * jnp.sum(z**2 / var + jnp.log(2 * jnp.pi * var), axis=1)
 
-    def score(self, x: Array, level: Level) -> Array:
+    def score(self, x: Float[Array, "b d"], level: Level) -> Float[Array, "b d"]:
         """grad_x log q(x) at a noisy level: -E[eps | x] / sigma, [B, D] -> [B, D]."""
         return -exact(self, x, level).eps / expand(level.sigma, x)
 
@@ -73,7 +74,7 @@ class Gaussian:
         values = values.reshape((1,) * (alpha2.ndim - 1) + values.shape)
         return jnp.mean(sigma2 * values / (alpha2 * values + sigma2), axis=-1)
 
-    def flow(self, x: Array, cur: Level, nxt: Level) -> Array:
+    def flow(self, x: Float[Array, "b d"], cur: Level, nxt: Level) -> Float[Array, "b d"]:
         """The probability-flow ODE solved exactly from `cur` to `nxt`, equation (5): [B, D] -> [B, D]."""
         values, vectors = jnp.linalg.eigh(self.cov)
         ratio = _spread(values, nxt, x) / _spread(values, cur, x)

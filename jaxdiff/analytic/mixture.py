@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jaxtyping import Float
 
 from jaxdiff.analytic.gaussian import Gaussian, exact
 from jaxdiff.model import Denoiser
@@ -40,7 +41,7 @@ class Mixture:
     means: Array
     covs: Array
 
-    def sample(self, key: Array, num: int) -> Array:
+    def sample(self, key: Array, num: int) -> Float[Array, "num d"]:
         """Exact samples, shape [num, D]; `key` as in `jaxdiff.sample`."""
         keys = jax.vmap(jax.random.split)(batch_keys(key, num))
         which = jax.vmap(lambda k: jax.random.categorical(k, jnp.log(self.weights)))(keys[:, 0])
@@ -51,11 +52,11 @@ class Mixture:
         """The exact denoiser, equation (1)."""
         return Denoiser(Partial(_denoise, self), process)
 
-    def log_prob(self, x: Array, level: Level) -> Array:
+    def log_prob(self, x: Float[Array, "b d"], level: Level) -> Float[Array, " b"]:
         """log q(x) at a level, in nats: [B, D] -> [B]."""
         return jax.nn.logsumexp(self._log_joint(x, level), axis=0)
 
-    def score(self, x: Array, level: Level) -> Array:
+    def score(self, x: Float[Array, "b d"], level: Level) -> Float[Array, "b d"]:
         """grad_x log q(x) at a noisy level, [B, D] -> [B, D]."""
         return -_denoise(self, x, level, None).eps / expand(level.sigma, x)
 

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdiff import build, pictures, processes
+from jaxdiff.config import check
 from jaxdiff.errors import UsageError
 from jaxdiff.files import write_whole
 from jaxdiff.numerics import batch_keys, normal_like
@@ -27,7 +28,7 @@ def forward(config: ConfigDict, out: Path, *, num: int = 8) -> int:
     Raises:
         UsageError: for a config or a data set that does not fit.
     """
-    build.check(config)
+    check(config)
     if num < 1:
         raise UsageError(f"num={num}: allowed is 1 or more")
     process, source = build.process(config), build.source(config, config.data.split)

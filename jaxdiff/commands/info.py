@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxdiff import build
+from jaxdiff.config import check
 from jaxdiff.train import make_train_step
 from jaxdiff.train.state import TrainState
 
@@ -28,7 +29,7 @@ def info(config: ConfigDict) -> int:
     Raises:
         UsageError: for a config that does not fit.
     """
-    build.check(config)
+    check(config)
     model, tx, rules = build.model(config), build.optimizer(config), build.ema(config)
     state = jax.eval_shape(lambda: TrainState.create(build.init(config, model), tx, tuple(rules)))
     batch_size = config.train.batch_size

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from rich.progress import Progress
 
 from jaxdiff import build, pictures
+from jaxdiff.config import default_config
 from jaxdiff.data.transforms import to_uint8
 from jaxdiff.errors import UsageError
 from jaxdiff.files import write_whole
@@ -45,7 +46,7 @@ def load_run(workdir: Path, checkpoint: str = "latest") -> tuple[ConfigDict, Mod
         raise UsageError(
             f"no trained run in {workdir}: train there first, jaxdiff train --config FILE --workdir {workdir}"
         )
-    config = build.default_config()
+    config = default_config()
     config.update(json.loads(path.read_text())["config"])
     model = build.model(config)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jaxdiff.errors import UsageError
 from jaxdiff.model import Model
@@ -33,7 +34,9 @@ class ConditionDropout:
         if not 0 <= self.rate <= 1:
             raise UsageError(f"condition dropout rate={self.rate:g}: allowed is 0 to 1")
 
-    def __call__(self, model: Model, params: PyTree, batch: dict, keys: Array) -> tuple[Array, dict[str, Array]]:
+    def __call__(
+        self, model: Model, params: PyTree, batch: dict, keys: Array
+    ) -> tuple[Float[Array, " b"], dict[str, Array]]:
         drop_key, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         drop = jax.vmap(jax.random.uniform)(drop_key) < self.rate
         cond = dict(batch["cond"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jaxtyping import Float
 
 from jaxdiff.model import Model
 from jaxdiff.numerics import expand, mean_per_example, normal_like
@@ -25,7 +26,7 @@ from jaxdiff.types import Array, PyTree
 class Objective(Protocol):
     """(model, params, batch, keys) -> (loss [B], metrics): per example, never reduced."""
 
-    def __call__(self, model: Model, params: PyTree, batch: dict, keys: Array) -> tuple[Array, dict[str, Array]]: ...
+    def __call__(self, model: Model, params: PyTree, batch: dict, keys: Array) -> tuple[Float[Array, " b"], dict]: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Denoising:
     weight: Weight = Simple()
     train: bool = True
 
-    def __call__(self, model: Model, params: PyTree, batch: dict[str, Any], keys: Array) -> tuple[Array, dict]:
+    def __call__(
+        self, model: Model, params: PyTree, batch: dict[str, Any], keys: Array
+    ) -> tuple[Float[Array, " b"], dict]:
         """Losses of a batch.
 
         Args:

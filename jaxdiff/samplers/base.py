@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jaxdiff.errors import UsageError
 from jaxdiff.model import Denoiser, Model
@@ -57,12 +58,12 @@ def sample(
     denoise: Denoiser,
     sampler: Sampler,
     levels: Level,
-    x: Array,
+    x: Float[Array, " b *d"],
     key: Array,
     *,
     cond: Cond = None,
     collect: Collect | None = None,
-) -> tuple[Array, PyTree]:
+) -> tuple[Float[Array, " b *d"], PyTree]:
     """Run a sampler over stacked levels: the library's one `lax.scan` over timesteps.
 
     Compiled once per (sampler, shapes, structure of the denoiser): neither new parameters, keys, conditions or
@@ -72,13 +73,13 @@ def sample(
         denoise: the denoiser.
         sampler: one of `jaxdiff.samplers`.
         levels: n + 1 stacked levels, noisiest first (`jaxdiff.grids`).
-        x: the starting point at levels[0], shape [B, ...]; its dtype is kept.
+        x: the starting point at the first level, shape [B, ...]; its dtype is kept.
         key: one key, or one per example [B].
         cond: conditioning, a dict of arrays with leading axis B, or None.
         collect: `collect(state, level)` after each step, stacked along a new first axis; None stacks nothing.
 
     Returns:
-        (x, collected): the sample at levels[-1], the shape of x, and what was collected (None without `collect`).
+        (x, collected): the sample at the last level, the shape of x, and what was collected (None without `collect`).
 
     Raises:
         UsageError: if the levels, keys or conditions do not fit.
@@ -123,7 +124,7 @@ def _scan(
 
 
 @partial(jax.jit, static_argnames=("process", "shape"))
-def prior_sample(process: ForwardProcess, key: Array, shape: tuple[int, ...]) -> Array:
+def prior_sample(process: ForwardProcess, key: Array, shape: tuple[int, ...]) -> Float[Array, " b *d"]:
     """Draw x at t = 1: N(0, sigma_1^2 I).
 
     Args:
@@ -145,7 +146,7 @@ def generate(
     levels: Level,
     cond: Cond = None,
     transforms: tuple[Callable[[Denoiser], Denoiser], ...] = (),
-) -> Array:
+) -> Float[Array, " b *d"]:
     """Draw samples from a model. Compiled once per (model, sampler, shapes, kinds of transforms).
 
     Args:

@@ -145,6 +145,21 @@ def test_ddim_eta_1_is_ddpm(x64):
     np.testing.assert_allclose(run("ddim", eta=1.0), run("ddpm"), rtol=1e-9)
 
 
+def test_ddim_is_the_papers_equation_12(x64):
+    """Song et al. 2021: x_prev from (x0, eps) with sigma(eta) of equation 16, on DDPM's own alpha-bars."""
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    here, prev, eta = alpha_bar[699], alpha_bar[499], 0.5
+    cur, nxt = DDPM_1000(0.7), DDPM_1000(0.5)
+    x, keys = jax.random.normal(jax.random.key(0), (4, 3)), jax.random.split(jax.random.key(1), 4)
+    x0, eps, _ = gaussian(jnp.float64).denoiser(DDPM_1000)(x, cur)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (3,)))(keys)
+    sigma = eta * np.sqrt((1 - prev) / (1 - here)) * np.sqrt(1 - here / prev)
+    expected = np.sqrt(prev) * x0 + np.sqrt(1 - prev - sigma**2) * eps + sigma * noise
+    sampler = DDIM(eta)
+    got = sampler.step(gaussian(jnp.float64).denoiser(DDPM_1000), sampler.init(x), cur, nxt, keys, None).x
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
 def test_posterior_variance_is_right_for_a_point_and_beta_for_unit_data():
     """Ho et al. 2020, section 3.2: each variance is exact for its own data, with any number of steps."""
     process, key, num = DDPM_1000, jax.random.key(0), 50_000

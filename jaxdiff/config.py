@@ -1,0 +1,93 @@
+"""What a config holds: every key with its default, and the check that there is no other.
+
+Sections `process` and `model` hold a `name` and that object's own arguments; `build` checks them against the object
+itself, so a new process or network needs no line here.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxdiff.errors import UsageError, unknown
+
+
+def default_config() -> ConfigDict:
+    """Every key of a config, with its default. A config file changes what it needs and returns it."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "data": {
+                "name": "digits",  # digits, image_folder, or a TFDS name
+                "path": "",  # the folder of image_folder
+                "data_dir": "",  # where TFDS keeps its sets; "" is TFDS's own default
+                "split": "train[:90%]",
+                "eval_split": "train[90%:]",  # "" for no evaluation
+                "image_size": 8,
+                "channels": 1,
+                "num_classes": 10,  # 0 trains without labels
+                "transforms": (),  # flip, dequantize
+                "skip_corrupt": False,
+                "workers": 0,  # processes that read ahead; 0 reads in a thread
+            },
+            "process": {"name": "ddpm_linear"},
+            "model": {"name": "unet"},
+            "prediction": "eps",  # eps, x0, v, score, flow, edm
+            "input_scale": "none",  # none, unit_variance
+            "time_input": "index",  # index, time, log_snr, log_sigma
+            "sigma_data": 0.5,  # the data's standard deviation, where prediction or input_scale need it
+            "objective": {
+                "times": "uniform",  # uniform, stratified, log_normal
+                "weight": "simple",  # simple, snr, min_snr, p2, edm
+                "label_dropout": 0.1,  # share of null labels; classifier-free guidance needs it
+            },
+            "optimizer": {
+                "name": "adam",  # adam, adamw
+                "learning_rate": 2e-4,
+                "warmup": 0,  # steps from 0 to the learning rate
+                "schedule": "constant",  # constant, cosine (to 0 at train.steps)
+                "clip": 1.0,  # largest global gradient norm; 0 for none
+                "b1": 0.9,
+                "b2": 0.999,
+                "weight_decay": 0.0,  # adamw
+            },
+            "train": {
+                "steps": 2000,
+                "batch_size": 128,
+                "accum": 1,  # parts a batch is computed in
+                "ema_decay": 0.9999,
+                "log_every": 100,
+                "eval_every": 500,
+                "sample_every": 500,
+                "checkpoint_every": 500,
+            },
+            "sample": {
+                "sampler": "ddim",
+                "sampler_args": {},  # its own arguments, such as {"eta": 0.5}
+                "steps": 50,
+                "grid": "uniform",  # uniform, trailing, leading, log_snr, karras
+                "guidance": 1.0,  # classifier-free guidance scale; 1 is off
+                "threshold": False,  # clip the predicted image to [-1, 1]
+            },
+        }
+    )
+
+
+def check(config: ConfigDict) -> ConfigDict:
+    """Refuse keys that no part of the library reads.
+
+    Raises:
+        UsageError: naming the key and the nearest one that exists.
+    """
+    known = default_config()
+    for key in config:
+        if key not in known:
+            raise unknown("config key", key, known)
+        if isinstance(known[key], ConfigDict) and key not in ("process", "model"):
+            for inner in config[key]:
+                if inner not in known[key]:
+                    raise unknown("config key", f"{key}.{inner}", [f"{key}.{name}" for name in known[key]])
+    for section, name in (("train", "steps"), ("train", "log_every"), ("train", "accum")):
+        if config[section][name] < 1:
+            raise UsageError(f"{section}.{name}={config[section][name]}: allowed is 1 or more")
+    for name in ("eval_every", "sample_every", "checkpoint_every"):
+        if config.train[name] < 0:
+            raise UsageError(f"train.{name}={config.train[name]}: allowed is 0 (never) or more")
+    return config
