@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
+import jupytext
 import pytest
-
-jupytext = pytest.importorskip("jupytext")
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
