@@ -4,7 +4,7 @@
     jaxdiff sample --workdir runs/digits --num 100 --out runs/digits/samples
 
 Hardware: two CPU cores; measured 3 min 38 s for the training command with jax 0.10.2, compilation included.
-Expected, measured with `benchmarks/digits_accuracy.py`: of 500 samples (50 DDIM steps) a support vector machine trained
+Expected: measured with `benchmarks/digits_accuracy.py`: of 500 samples (50 DDIM steps) a support vector machine trained
 on the real digits names 100 % as asked for at the default guidance 2, and 97.6 % without guidance; no copies of
 training images.
 """

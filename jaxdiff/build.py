@@ -1,6 +1,5 @@
 """From a config (`jaxdiff.config`) to objects: the last place that reads a ConfigDict."""
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,23 +19,17 @@ from jaxdiff.train.ema import EMA
 from jaxdiff.train.loop import AVERAGE, Run, evaluator
 from jaxdiff.types import Level, PyTree
 
+# What gives a checkpoint its meaning beside the shapes of its arrays.
+_MEANING = ("process", "prediction", "input_scale", "time_input", "sigma_data")
 
-def _make(kind: str, section: ConfigDict, function: Callable[..., Any]) -> Any:
-    """Call a constructor with a section's arguments, naming those it does not have."""
-    kwargs = {key: value for key, value in section.items() if key != "name"}
-    allowed = inspect.signature(function).parameters
-    for key in kwargs:
-        if key not in allowed:
-            raise unknown(f"argument of {kind} '{section['name']}'", key, allowed)
-    return function(**kwargs)
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
 def process(config: ConfigDict) -> ForwardProcess:
     """The forward process of a config."""
-    name = config.process.name
-    if name not in processes.REGISTRY:
-        raise unknown("process", name, processes.REGISTRY)
-    return _make("process", config.process, processes.REGISTRY[name])
+    return processes.make(**config.process.to_dict())
 
 
 def model(config: ConfigDict) -> Model:
@@ -77,6 +70,8 @@ def init(config: ConfigDict, model: Model) -> PyTree:
 
 def objective(config: ConfigDict, *, train: bool = True) -> Objective:
     """The training objective, or (`train=False`) the same without dropout of any kind, for evaluation."""
+    if config.model.get("learned_variance", False):
+        raise UsageError("model.learned_variance=True: no objective here trains the variance; use False")
     made: Objective = objectives.make(config.objective.times, config.objective.weight)
     assert isinstance(made, Denoising)
     if not train:
@@ -162,10 +157,14 @@ def levels(config: ConfigDict, process: ForwardProcess) -> Level:
 def transforms(config: ConfigDict) -> tuple[Callable[[Denoiser], Denoiser], ...]:
     """Guidance, then thresholding."""
     made = []
-    if config.data.num_classes and config.sample.guidance != 1:
+    if config.sample.guidance != 1:
+        if not config.data.num_classes:
+            raise UsageError(
+                f"sample.guidance={config.sample.guidance:g} needs a model trained with classes; use 1 (off)"
+            )
         if not config.objective.label_dropout:
             raise UsageError(
-                f"guidance={config.sample.guidance:g} needs a model trained with objective.label_dropout > 0; "
+                f"sample.guidance={config.sample.guidance:g} needs a model trained with objective.label_dropout > 0; "
                 "use 1 (off)"
             )
         made.append(guidance.classifier_free(config.sample.guidance, {"label": config.data.num_classes}))
@@ -199,6 +198,7 @@ def run(config: ConfigDict) -> Run:
     """
     check(config)
     made = model(config)
+    draw = picture(config, made)  # also where a sampler, grid or guidance that cannot work is refused
     evaluate = None
     if config.data.eval_split and config.train.eval_every:
         held_out = batches(config, config.data.eval_split, shuffle=False)
@@ -214,8 +214,9 @@ def run(config: ConfigDict) -> Run:
         seed=config.seed,
         accum=config.train.accum,
         evaluate=evaluate,
-        picture=picture(config, made) if config.train.sample_every else None,
+        picture=draw if config.train.sample_every else None,
         every={name: config.train[f"{name}_every"] for name in ("log", "eval", "sample", "checkpoint")},
         record={"config": config.to_dict()},
+        meaning={name: _plain(config[name]) for name in _MEANING},
         workers=config.data.workers,
     )

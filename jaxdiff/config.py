@@ -23,7 +23,7 @@ def default_config() -> ConfigDict:
                 "image_size": 8,
                 "channels": 1,
                 "num_classes": 10,  # 0 trains without labels
-                "transforms": (),  # flip, dequantize
+                "transforms": (),  # flip, flip_vertical, dequantize
                 "skip_corrupt": False,
                 "workers": 0,  # processes that read ahead; 0 reads in a thread
             },

@@ -11,6 +11,7 @@
 | `rectified_flow` | the straight path | alpha + sigma = 1 | rectified flow |
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -103,8 +104,12 @@ def make(name: str, **kwargs: Any) -> ForwardProcess:
     """A process by its name in `REGISTRY`.
 
     Raises:
-        UsageError: for an unknown name, with the nearest one.
+        UsageError: for an unknown name or argument, with the nearest one.
     """
     if name not in REGISTRY:
         raise unknown("process", name, REGISTRY)
+    allowed = inspect.signature(REGISTRY[name]).parameters
+    for given in kwargs:
+        if given not in allowed:
+            raise unknown(f"argument of process '{name}'", given, allowed)
     return REGISTRY[name](**kwargs)

@@ -172,6 +172,15 @@ def test_a_checkpoint_of_another_model_is_one_line(run, small, tmp_path):
     one_line("of another model", "sample", f"--workdir={copy}", f"--out={tmp_path / 'x'}")
 
 
+def test_a_run_goes_on_with_its_own_meaning_only(run, small):
+    """The arrays fit, but eps read as v would be noise."""
+    before = (run / "config.json").read_text()
+    one_line("prediction is eps there and v here", "train", *small, f"--workdir={run}", "--config.prediction=v")
+    one_line("is at step 4 already", "train", *small, f"--workdir={run}", "--config.train.steps=3")
+    one_line("sample.guidance=2 needs", "train", *small, f"--workdir={run}", "--config.data.num_classes=0")
+    assert (run / "config.json").read_text() == before
+
+
 def test_a_corrupt_image_is_one_line(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -179,7 +188,8 @@ def test_a_corrupt_image_is_one_line(tmp_path):
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(folder / f"{i}.png")
     data = (folder / "7.png").read_bytes()
     (folder / "7.png").write_bytes(data[: len(data) // 2])
-    args = [*SMALL, "--config.data.name=image_folder", f"--config.data.path={folder}", "--config.data.num_classes=0"]
+    args = [*SMALL, "--config.data.name=image_folder", f"--config.data.path={folder}"]
+    args += ["--config.data.num_classes=0", "--config.sample.guidance=1.0"]
     one_line("7.png", "train", *args, f"--workdir={tmp_path / 'run'}")
 
 

@@ -7,7 +7,7 @@ import jupytext
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-SCRIPTS = sorted(FOLDER.glob("*.py"))
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.name != "conftest.py")
 
 
 def _cells(notebook: dict) -> list[tuple[str, str]]:

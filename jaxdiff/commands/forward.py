@@ -40,6 +40,7 @@ def forward(config: ConfigDict, out: Path, *, num: int = 8) -> int:
     def moment(t: float) -> np.ndarray:
         return np.asarray(pictures.visible(q_sample(process, x0, jnp.float32(t), eps), process(jnp.float32(t))))
 
+    out = out.with_suffix("") if out.suffix in (".png", ".gif") else out
     table = np.stack([moment(t) for t in np.linspace(0, 1, _COLUMNS)], axis=1)
     frames = [pictures.grid(moment(t)) for t in np.linspace(0, 1, _FRAMES)]
     compared = {"linear": processes.ddpm_linear(), "cosine": processes.ddpm_cosine()}

@@ -29,6 +29,7 @@ from jaxdiff.types import Array, Level, PyTree
 
 # The moving picture shows this many images and at most this many moments; the grid at most this many images.
 _GIF_IMAGES, _GIF_FRAMES, _GRID_IMAGES = 40, 60, 400
+_GIF_BYTES = 256 * 2**20  # on the device, where every step of the moving picture is kept
 
 
 def load_run(workdir: Path, checkpoint: str = "latest") -> tuple[ConfigDict, Model, PyTree]:
@@ -104,10 +105,10 @@ def sample_run(
     config.sample.update(overrides)
     wanted = labels_of(config, num, labels)
     sampler, levels = build.sampler(config), build.levels(config, model.process)
-    out.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     denoise = model.denoiser(params)
     for transform in build.transforms(config):
         denoise = transform(denoise)
+    out.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     keys = batch_keys(jax.random.key(seed), num)
 
     def draw(rows: np.ndarray, collect: Any) -> tuple[np.ndarray, Array, PyTree]:
@@ -116,7 +117,8 @@ def sample_run(
         x, moments = sample(denoise, sampler, levels, start, keys[rows], cond=cond, collect=collect)
         return to_uint8(np.asarray(x)), start, moments
 
-    shown = min(num, _GIF_IMAGES)
+    bytes_each = config.sample.steps * math.prod(build.shape(config))
+    shown = min(num, _GIF_IMAGES, max(1, _GIF_BYTES // bytes_each))
     parts, first = [], jax.tree.map(lambda a: a[0], levels)
     with Progress(transient=True) as progress:
         task = progress.add_task(f"{sampler}, {config.sample.steps} steps", total=num)

@@ -8,6 +8,7 @@ workers, and a run that restarts at step s sees what it would have seen.
 
 import operator
 import pickle
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,8 @@ def _iterate(batches: Batches, start: int, stop: int | None, workers: int, prefe
     dataset = made.to_iter_dataset(options)
     if workers:
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1)),
+            worker_init_fn=_leave_interrupts,
         )
     iterator = iter(dataset)
     try:
@@ -155,6 +157,11 @@ def _iterate(batches: Batches, start: int, stop: int | None, workers: int, prefe
             yield pickle.loads(batch) if workers else batch
     finally:
         iterator.close()
+
+
+def _leave_interrupts(worker: int, workers: int) -> None:
+    """Ctrl-C reaches the whole process group; what it means is for the run's own process to decide."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _mark_flags_parsed() -> None:

@@ -58,7 +58,7 @@ def _guided(denoise: Denoiser, scale: float | Array, null: dict, x: Array, level
     levels = Level(*(twice(v, v) if jnp.ndim(v) else v for v in level))
     answer = denoise(twice(x, x), levels, both)
     given, free = (jax.tree.map(lambda a, h=half: jnp.split(a, 2)[h], answer) for half in (0, 1))
-    excess = expand(jnp.asarray(scale, x.dtype) - 1, x)
+    excess = expand(jnp.asarray(scale - 1, x.dtype), x)
     return Prediction(
         given.x0 + excess * (given.x0 - free.x0), given.eps + excess * (given.eps - free.eps), given.var_frac
     )

@@ -60,7 +60,7 @@ class Denoising:
             keys: one key per example [B].
 
         Returns:
-            (loss [B], {"mse": unweighted target error [B], "log_snr": [B]}).
+            (loss [B], {"mse": unweighted target error [B]}).
         """
         x0 = batch["x0"]
         time_key, noise_key, dropout_key = jax.numpy.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0)
@@ -71,4 +71,4 @@ class Denoising:
         output, _ = model.output(params, x, level, batch.get("cond"), train=self.train, rngs=rngs)
         mse = mean_per_example((output - target(model.prediction, x0, eps, level)) ** 2)
         weight = self.weight(level, model.prediction) / error_scale(model.prediction, level) ** 2
-        return weight * mse, {"mse": mse, "log_snr": level.log_snr}
+        return weight * mse, {"mse": mse}

@@ -81,7 +81,7 @@ class Progress:
         console = Console()
         if console.is_terminal:
             text = "{task.fields[text]}"
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn(text), TimeElapsedColumn())
+            columns = (BarColumn(20), MofNCompleteColumn(), TextColumn(text), TimeElapsedColumn())
             self._bar = Bar(*columns, console=console)
             self._task = self._bar.add_task("train", total=total, completed=start, text="compiling ...")
 

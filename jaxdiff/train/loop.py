@@ -1,6 +1,8 @@
 """The training loop: data in, checkpoints, metrics and pictures out; run again, it goes on where it was."""
 
+import contextlib
 import importlib.metadata
+import json
 import platform
 import shutil
 import signal
@@ -52,6 +54,7 @@ class Run:
         picture: averaged parameters -> a picture of samples, uint8 [H, W, C], or None.
         every: steps between "log", "eval", "sample" and "checkpoint"; 0 is never.
         record: what is saved beside the checkpoints, as JSON, to build the model again.
+        meaning: the part of the record that gives the parameters their meaning; a run cannot go on with another.
         workers: processes that read data ahead.
     """
 
@@ -68,6 +71,7 @@ class Run:
     picture: Callable[[PyTree], np.ndarray] | None = None
     every: dict[str, int] = field(default_factory=lambda: {"log": 100, "eval": 500, "sample": 500, "checkpoint": 500})
     record: dict[str, Any] = field(default_factory=dict)
+    meaning: dict[str, Any] = field(default_factory=dict)
     workers: int = 0
 
 
@@ -82,10 +86,12 @@ def train(run: Run, workdir: str | Path) -> int:
         0 when all steps are done; 128 + the signal's number when SIGINT or SIGTERM ended it, after saving.
 
     Raises:
-        UsageError: for a batch that does not fit the devices, a checkpoint of another model, a full disk, or a loss
-            that is no number.
+        UsageError: for a batch that does not fit the devices, a checkpoint of another model, a full disk, a loss that
+            is no number, or several processes.
     """
     workdir = Path(workdir)
+    if jax.process_count() > 1:
+        raise UsageError(f"{jax.process_count()} processes: this loop trains on the devices of one")
     parallel.check_batch(run.batches.batch_size, run.accum)
     state = TrainState.create(run.params, run.tx, tuple(run.ema))
     _check_space(workdir, state)
@@ -93,14 +99,22 @@ def train(run: Run, workdir: str | Path) -> int:
         checkpoints = Checkpoints(workdir / CHECKPOINTS)
         if checkpoints.latest is not None:
             state = checkpoints.restore(state)
+            _check_meaning(run, workdir / RUN_FILE)
         start = int(state.step)
-        write_json(workdir / RUN_FILE, {**run.record, "versions": _versions()})
+        if start > run.steps:
+            raise UsageError(f"steps={run.steps}: the run in {workdir} is at step {start} already")
+        write_json(workdir / RUN_FILE, {**run.record, "meaning": run.meaning, "versions": _versions()})
         logger = Logger(workdir, start)
         try:
             with Progress(start, run.steps, run.batches.batch_size) as progress:
                 progress.say(f"{_banner(run)}; {f'going on from step {start}' if start else 'from the start'}")
                 step = _steps(run, parallel.replicate(state), start, checkpoints, logger, progress, stop)
             checkpoints.close()
+        except BaseException:
+            # What is being written is finished; the first error is the one to tell.
+            with contextlib.suppress(UsageError):
+                checkpoints.close()
+            raise
         finally:
             logger.close()
     if stop.signal and step < run.steps:
@@ -138,8 +152,7 @@ def _steps(
             rate = progress.rate(step)
             progress.report(step, values["loss"], rate)
             logger.scalars(step, {**values, "steps_per_second": rate})
-            if not np.isfinite(values["loss"]):
-                raise UsageError(f"the loss is {values['loss']} at step {step}: lower the learning rate")
+            _check_finite(step, metrics)
         eval_loss = None
         if run.evaluate and due("eval"):
             eval_loss = run.evaluate(parallel.unreplicate(state.ema[AVERAGE]))
@@ -147,11 +160,32 @@ def _steps(
             progress.say(f"step {step}: eval_loss {eval_loss:.4f}")
         if run.picture and due("sample"):
             logger.picture(step, "samples", run.picture(parallel.unreplicate(state.ema[AVERAGE])))
-        if due("checkpoint") or stop.signal:
+        stopping = stop.signal is not None
+        if due("checkpoint") or eval_loss is not None or stopping:
+            _check_finite(step, metrics)
             checkpoints.save(step, parallel.unreplicate(state), eval_loss=eval_loss)
-        if stop.signal:
+        if stopping:
             break
     return step
+
+
+def _check_finite(step: int, metrics: dict[str, jax.Array]) -> None:
+    """A state that is no number must not push a good one out."""
+    for name in ("loss", "grad_norm"):
+        value = float(metrics[name][0])
+        if not np.isfinite(value):
+            raise UsageError(f"{name} is {value} at step {step}: lower the learning rate")
+
+
+def _check_meaning(run: Run, path: Path) -> None:
+    """Arrays of equal shape may still mean something else: eps read as v gives noise."""
+    saved = json.loads(path.read_text()).get("meaning", {}) if path.is_file() else {}
+    wanted = json.loads(json.dumps(run.meaning))
+    for name in wanted:
+        if name in saved and saved[name] != wanted[name]:
+            raise UsageError(
+                f"{path.parent} is of another model: {name} is {saved[name]} there and {wanted[name]} here"
+            )
 
 
 def evaluator(model: Model, objective: Objective, batches: data.Batches, seed: int) -> Callable[[PyTree], float]:
