@@ -93,6 +93,8 @@ class Checkpoints:
             return
         metrics = None if eval_loss is None else {"eval_loss": eval_loss}
         with _one_line(f"could not write checkpoint {step} in {self.directory}"):
+            # Its thread may still be renaming old steps into what is emptied here.
+            self._manager.wait_until_finished()
             self._manager.check_for_errors()
             _empty(self.directory / _TRASH)
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), metrics=metrics)

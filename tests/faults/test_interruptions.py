@@ -56,8 +56,14 @@ def command(tfds_dir, tmp_path_factory):
 def whole(command, tmp_path_factory):
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
-    subprocess.run(**command(workdir), check=True, capture_output=True)
+    finish(command(workdir))
     return workdir
+
+
+def finish(spec):
+    done = subprocess.run(**spec, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def losses(workdir):
@@ -96,7 +102,7 @@ def test_killed_and_run_again_ends_bit_for_bit_the_same(command, whole, tmp_path
         process.wait()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5')  # what a kill in the middle of a line leaves
-    done = subprocess.run(**command(tmp_path), check=True, capture_output=True)
+    done = finish(command(tmp_path))
     assert "going on from step" in done.stdout
     same_end(tmp_path, whole)
 
@@ -111,7 +117,7 @@ def test_stopped_saves_that_step_and_goes_on(command, whole, tmp_path, number):
     assert f"{number.name} at step {step}: saved; run the same command to go on" in out
     assert str(step) in [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert "Traceback" not in out
-    subprocess.run(**command(tmp_path), check=True, capture_output=True)
+    finish(command(tmp_path))
     same_end(tmp_path, whole)
 
 

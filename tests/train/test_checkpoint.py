@@ -1,5 +1,8 @@
 """Checkpoints: which are kept, that they come back bit for bit, and what is said of one that does not fit."""
 
+import os
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,3 +85,24 @@ def test_a_damaged_checkpoint_is_one_line(saved):
     with pytest.raises(UsageError, match="could not read checkpoint 5") as error:
         Checkpoints(saved, read_only=True).restore(state())
     assert "\n" not in str(error.value)
+
+
+def test_saving_again_waits_until_old_steps_are_put_away(tmp_path, monkeypatch):
+    """A slow disk: the next save comes while the last one's thread is still renaming into the trash."""
+
+    def slow(move):
+        def wrapper(src, dst, **kwargs):
+            if ".trash" in str(dst):
+                time.sleep(0.3)
+            return move(src, dst, **kwargs)
+
+        return wrapper
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, slow(getattr(os, name)))
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in range(1, 4):
+        checkpoints.save(step, state(step))
+        time.sleep(0.15)
+    checkpoints.close()
+    assert Checkpoints(tmp_path, read_only=True).steps == [3]
