@@ -8,12 +8,16 @@ Every grid is a function `(process, n) -> Level` of n + 1 stacked rows, the nois
 | `uniform` | equal steps in t; for a table, from the last row to the first, both included | Lin et al. "linspace" |
 | `trailing` | t = 1, 1 - 1/n, ...; for a table, the nearest rows | Lin et al. 2024, arXiv:2305.08891, table 2 |
 | `leading` | a table's rows 0, T // n, 2 (T // n), ...: starts below t = 1 | Lin et al., DDIM's code |
+| `quadratic` | t = (1 - k / n)^2; for a table, the nearest rows | Song et al. 2021, arXiv:2010.02502, appendix D |
 | `log_snr` | equal steps in log-SNR | Lu et al. 2022, arXiv:2206.00927, section 3.3 (their lambda is half ours) |
+| `exponential` | `log_snr` by its other name: equal steps in log(sigma / alpha) | k-diffusion |
+| `beta` | quantiles of Beta(0.6, 0.6); for a table, the nearest rows | Lee et al. 2024, arXiv:2407.12173 |
 | `karras` | equal steps in (sigma / alpha)^(1 / rho) | Karras et al. 2022, arXiv:2206.00364, equation 5 |
 | `steps` | rows of a table by index | |
 | `explicit` | process times | |
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -34,6 +38,16 @@ def _check(process: ForwardProcess, n: int) -> None:
 def _rows(process: ForwardProcess, positions: np.ndarray) -> Level:
     """Table rows by position i + 1, then clean data."""
     return explicit(process, np.append(np.asarray(positions, np.float64) / (process.num_steps or 1), 0.0))
+
+
+def _nearest(process: ForwardProcess, times: np.ndarray) -> Level:
+    """The rows of a table nearest to `times`, no row twice, then clean data; of a continuous process, the times."""
+    if process.num_steps is None:
+        return explicit(process, np.append(times, 0.0))
+    rank = np.arange(times.size, 0, -1)
+    # Rows that fall together are moved apart, towards the noisy end unless that is full.
+    room = np.maximum.accumulate((np.round(times * process.num_steps) - rank)[::-1])[::-1]
+    return _rows(process, np.clip(room, 0, process.num_steps - times.size) + rank)
 
 
 def _then_clean(process: ForwardProcess, log_snr: np.ndarray) -> Level:
@@ -90,11 +104,76 @@ def leading(process: ForwardProcess, n: int, offset: int = 0) -> Level:
     return _rows(process, np.arange(n)[::-1] * (process.num_steps // n) + 1 + offset)
 
 
+def quadratic(process: ForwardProcess, n: int) -> Level:
+    """t = (1 - k / n)^2, on the nearest rows of a table: more steps near the data. See `uniform` for the arguments.
+
+    The paper's tau_i = floor(c i^2) with c = T / n^2, so that the last is T (its code stops at 0.8 T). Where several
+    fall on one row, the rows next to it are taken.
+
+    Reference: Song, Meng, Ermon. Denoising diffusion implicit models. 2021. arXiv:2010.02502, appendix D.
+    """
+    _check(process, n)
+    return _nearest(process, np.linspace(1.0, 0.0, n + 1)[:-1] ** 2)
+
+
 def log_snr(process: ForwardProcess, n: int) -> Level:
     """Equal steps in log-SNR over the process's span, then clean data. See `uniform` for the arguments."""
     _check(process, n)
     noisy, clean = _log_snr_span(process)
     return _then_clean(process, np.linspace(noisy, clean, n))
+
+
+def exponential(process: ForwardProcess, n: int) -> Level:
+    """Equal steps in log(sigma / alpha), then clean data: `log_snr`, under the name that k-diffusion gives it.
+
+    See `uniform` for the arguments.
+    """
+    return log_snr(process, n)
+
+
+def beta(process: ForwardProcess, n: int, a: float = 0.6, b: float = 0.6) -> Level:
+    """t = F^-1(1 - k / n), F the distribution function of Beta(a, b), on the nearest rows of a table.
+
+    With a and b below 1 the steps crowd at both ends: early, where the picture is laid out, and late, where its
+    details are. Where several fall on one row, the rows next to it are taken.
+
+    Args:
+        process: any process.
+        n: number of steps, at least 1 and at most a table's number of rows.
+        a: positive; smaller spends more steps near the data.
+        b: positive; smaller spends more steps near the noise.
+
+    Reference: Lee et al. Beta sampling is all you need. 2024. arXiv:2407.12173; 0.6 is what
+        the samplers in use take (ComfyUI, diffusers).
+    """
+    _check(process, n)
+    if not (a > 0 and b > 0):
+        raise UsageError(f"a={a:g}, b={b:g}: need a > 0 and b > 0")
+    return _nearest(process, _beta_quantile(np.linspace(1.0, 0.0, n + 1)[:-1], a, b))
+
+
+def _beta_quantile(probability: np.ndarray, a: float, b: float) -> np.ndarray:
+    """F^-1 of Beta(a, b), to about 1e-14 for a and b of order 1, float64."""
+    low = probability <= _beta_power(np.array([0.5]), a, b)[0]
+    found = _beta_solve(np.where(low, probability, 0.0), a, b)
+    return np.where(low, found, 1 - _beta_solve(np.where(low, 0.0, 1 - probability), b, a))
+
+
+def _beta_power(x: np.ndarray, a: float, b: float) -> np.ndarray:
+    """F(x) of Beta(a, b) for x <= 1/2 by its power series x^a / B(a, b) sum_k (1 - b)_k x^k / (k! (a + k))."""
+    k = np.arange(60)
+    terms = np.cumprod(np.append(1.0, (k[1:] - b) / k[1:])) / (a + k)
+    return x**a * np.polynomial.polynomial.polyval(x, terms) * math.gamma(a + b) / (math.gamma(a) * math.gamma(b))
+
+
+def _beta_solve(probability: np.ndarray, a: float, b: float) -> np.ndarray:
+    """The x <= 1/2 of F(x) = probability, by bisection in x^a, in which F is nearly a straight line."""
+    low, high = np.zeros_like(probability), np.full_like(probability, 0.5**a)
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        below = _beta_power(middle ** (1 / a), a, b) < probability
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return high ** (1 / a) * (probability > 0)
 
 
 def karras(process: ForwardProcess, n: int, rho: float = 7.0) -> Level:
@@ -113,7 +192,15 @@ def karras(process: ForwardProcess, n: int, rho: float = 7.0) -> Level:
 
 
 def steps(process: ForwardProcess, indices: Sequence[int]) -> Level:
-    """A table's rows by index in 0..T-1, noisiest first, then clean data."""
+    """A table's rows by index, then clean data.
+
+    Args:
+        process: a table process, of T steps.
+        indices: decreasing, in 0..T-1.
+
+    Raises:
+        UsageError: for a continuous process, or indices that do not decrease or are out of range.
+    """
     rows = np.asarray(indices, np.int64)
     if process.num_steps is None:
         raise UsageError("grid 'steps' needs a process with steps; use 'explicit' with times in [0, 1]")
@@ -132,11 +219,16 @@ def explicit(process: ForwardProcess, times: Sequence[float] | np.ndarray) -> Le
     return stack(jax.tree.map(lambda row, end: np.where(t == 0, end, row), level, clean))
 
 
-REGISTRY = {f.__name__: f for f in (uniform, trailing, leading, log_snr, karras)}
+REGISTRY = {f.__name__: f for f in (uniform, trailing, leading, quadratic, log_snr, exponential, beta, karras)}
 
 
 def make(name: str, process: ForwardProcess, n: int) -> Level:
     """A grid by its name in `REGISTRY`.
+
+    Args:
+        name: registry name.
+        process: any process.
+        n: number of steps.
 
     Raises:
         UsageError: for an unknown name, with the nearest one.

@@ -114,7 +114,9 @@ def normal_like(key: Array, x: Float[Array, " b *d"]) -> Float[Array, " b *d"]:
         x: shape [B, ...]; its dtype is kept.
     """
     keys = batch_keys(key, x.shape[0])
-    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
+    # bfloat16 draws would have eight bits, so no tails, and be another noise for the same key.
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], dtype))(keys).astype(x.dtype)
 
 
 def mean_per_example(x: Float[Array, " b *d"]) -> Float[Array, " b"]:

@@ -42,6 +42,8 @@ _LEAST_SIGMA = 1e-12
 
 @runtime_checkable
 class Parametrization(Protocol):
+    """A row (a, b) of equation (1): all that defines what a network is trained to say."""
+
     def row(self, level: Level) -> tuple[Any, Any]:
         """(a, b) of equation (1), each of the shape of the level."""
 
@@ -114,6 +116,11 @@ REGISTRY = ("eps", "x0", "v", "score", "flow", "edm")
 
 def make(name: str, process: ForwardProcess, *, sigma_data: float = 0.5) -> Parametrization:
     """A parametrisation by its name in `REGISTRY`; "flow" is the velocity of `process`.
+
+    Args:
+        name: registry name.
+        process: the forward process.
+        sigma_data: the data's standard deviation, for "edm".
 
     Raises:
         UsageError: for an unknown name, with the nearest one.

@@ -59,6 +59,22 @@ class VarianceExploding:
 
 
 @dataclass(frozen=True)
+class SubVariancePreserving:
+    """sigma = 1 - alpha^2, the sub-VP SDE's scaling.
+
+    With s = sigma / alpha the condition is alpha^2 + s alpha = 1, whose root without cancellation is
+    alpha = 2 / (s + sqrt(s^2 + 4)); written with s below and 1 / s above s = 1, neither of which overflows.
+    """
+
+    def __call__(self, log_snr: Any) -> tuple[Any, Any]:
+        xp = namespace(log_snr)
+        clean = log_snr >= 0
+        small = xp.exp(0.5 * xp.where(clean, -log_snr, log_snr))  # s or 1 / s, at most 1
+        root = xp.where(clean, small + xp.sqrt(small**2 + 4), 1 + xp.sqrt(1 + 4 * small**2))
+        return 2 * xp.where(clean, 1.0, small) / root, 2 * xp.where(clean, small, 1.0) / root
+
+
+@dataclass(frozen=True)
 class Straight:
     """alpha + sigma = 1."""
 
@@ -72,7 +88,7 @@ class ForwardProcess:
 
     Args:
         schedule: one of `jaxdiff.schedules`.
-        scaling: `VariancePreserving()`, `VarianceExploding()` or `Straight()`.
+        scaling: `VariancePreserving()`, `SubVariancePreserving()`, `VarianceExploding()` or `Straight()`.
 
     Example:
         >>> from jaxdiff import processes

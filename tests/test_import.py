@@ -14,7 +14,7 @@ RANKS = {
     0: ("errors", "types", "numerics"),
     1: ("schedules", "process", "processes", "prediction"),
     2: ("model", "grids"),
-    3: ("samplers", "guidance", "objectives", "analytic"),
+    3: ("samplers", "guidance", "objectives", "analytic", "sde", "likelihood"),
     4: ("files", "pictures", "train"),
     5: ("config", "build"),
     6: ("commands", "cli", "__main__", "__init__"),
