@@ -53,9 +53,17 @@ class UnitVariance:
 
 @dataclass(frozen=True)
 class Index:
-    """The row index i in 0..T-1 of a table process (a real number between rows): DDPM's t - 1."""
+    """The row index i in 0..T-1 of a table process: DDPM's t - 1.
+
+    Args:
+        num_steps: T.
+        between: whether the network may also be asked between its rows, where it gets a real number. It was trained
+            on whole ones; with a smooth time embedding that works (k-diffusion does so), and samplers are refused
+            unless it is said here.
+    """
 
     num_steps: int
+    between: bool = False
 
     def __call__(self, level: Level) -> Array:
         return level.t * self.num_steps - 1
@@ -97,10 +105,12 @@ class Denoiser:
     Args:
         fn: (x, level, cond) -> Prediction.
         process: the process whose levels it understands.
+        rows_only: whether it understands only the rows of a table process; `sample` refuses what lies between.
     """
 
     fn: Callable[..., Prediction]
     process: ForwardProcess
+    rows_only: bool = False
 
     def __post_init__(self) -> None:
         if callable(self.fn) and not isinstance(self.fn, Partial):
@@ -117,7 +127,7 @@ class Denoiser:
         return self.fn(x, level, cond)
 
 
-jax.tree_util.register_dataclass(Denoiser, data_fields=["fn"], meta_fields=["process"])
+jax.tree_util.register_dataclass(Denoiser, data_fields=["fn"], meta_fields=["process", "rows_only"])
 
 
 @dataclass(frozen=True)
@@ -208,7 +218,8 @@ class Model:
 
     def denoiser(self, params: PyTree) -> Denoiser:
         """The denoiser of these parameters: `denoise(x, level, cond) -> Prediction`."""
-        return Denoiser(Partial(_Predict(self), params), self.process)
+        rows_only = isinstance(self.time_input, Index) and not self.time_input.between
+        return Denoiser(Partial(_Predict(self), params), self.process, rows_only)
 
 
 @dataclass(frozen=True)
@@ -224,11 +235,20 @@ class _Predict:
 
 
 def time_input(name: str, process: ForwardProcess) -> Any:
-    """A time input by name: index (table processes), time, log_snr, log_sigma."""
-    if name == "index" and process.num_steps is None:
-        raise UsageError("time_input 'index' needs a process with steps; use 'time', 'log_snr' or 'log_sigma'")
+    """A time input by its name in a config.
+
+    Args:
+        name: index or index_between (`Index`, without and with `between`), time, log_snr, log_sigma.
+        process: the process; the first two need one with steps.
+
+    Raises:
+        UsageError: for an unknown name, or one that does not fit the process.
+    """
+    if name in ("index", "index_between") and process.num_steps is None:
+        raise UsageError(f"time_input {name!r} needs a process with steps; use 'time', 'log_snr' or 'log_sigma'")
     inputs: dict[str, Any] = {
         "index": lambda: Index(process.num_steps or 0),
+        "index_between": lambda: Index(process.num_steps or 0, between=True),
         "time": ScaledTime,
         "log_snr": LogSNR,
         "log_sigma": QuarterLogSigma,

@@ -9,6 +9,7 @@ Reference: Ho, Salimans. Classifier-free diffusion guidance. 2022. arXiv:2207.12
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ def classifier_free(scale: float | Array, null: Mapping[str, Any]) -> Callable[[
 
     Reference: Ho, Salimans. 2022. arXiv:2207.12598.
     """
-    return lambda denoise: Denoiser(Partial(_guided, denoise, scale, dict(null)), denoise.process)
+    return lambda denoise: replace(denoise, fn=Partial(_guided, denoise, scale, dict(null)))
 
 
 def _guided(denoise: Denoiser, scale: float | Array, null: dict, x: Array, level: Level, cond: Cond) -> Prediction:

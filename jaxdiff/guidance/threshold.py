@@ -8,6 +8,7 @@ Reference: Ho, Jain, Abbeel. 2020. arXiv:2006.11239 (its code); Saharia et al. 2
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax.numpy as jnp
 from jax.tree_util import Partial
@@ -26,7 +27,7 @@ def static_threshold(bound: float | Array = 1.0) -> Callable[[Denoiser], Denoise
     Returns:
         A transform Denoiser -> Denoiser. Where nothing is clipped it changes nothing, bit for bit.
     """
-    return lambda denoise: Denoiser(Partial(_clipped, denoise, bound), denoise.process)
+    return lambda denoise: replace(denoise, fn=Partial(_clipped, denoise, bound))
 
 
 def _clipped(denoise: Denoiser, bound: float | Array, x: Array, level: Level, cond: Cond) -> Prediction:

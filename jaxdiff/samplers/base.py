@@ -6,26 +6,44 @@ denoiser and two levels and nothing else, so it cannot recompute "the previous t
 
 Randomness is per example: step k of example i draws from fold_in(key_i, k), so an image does not depend on the
 batch around it.
+
+Two options change what a run costs and never what it gives. `max_steps` pads the levels to one length, so that any
+number of steps is one compilation; a padded row is skipped, not computed. `checkpoint` makes a derivative through n
+steps keep 2 sqrt(n) states and one step's intermediate values, for two more forward passes (Chen et al. 2016,
+arXiv:1604.06174): the scan becomes a scan of scans that are computed again on the way back.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Float
 
 from jaxdiff.errors import UsageError
 from jaxdiff.model import Denoiser, Model
 from jaxdiff.numerics import batch_keys, normal_like
 from jaxdiff.process import ForwardProcess
-from jaxdiff.types import Array, Cond, Level, PyTree
+from jaxdiff.samplers.history import known_length
+from jaxdiff.types import Array, Cond, Level, Prediction, PyTree
 
 # The prior draws from a fold that no step index reaches: one key serves `prior_sample` and `sample`.
 _PRIOR = 2**32 - 1
 
 State = Any
+
+
+class Point(NamedTuple):
+    """The state of a sampler that remembers nothing: x, shape [B, ...]."""
+
+    x: Array
+
+
 Collect = Callable[[State, Level], PyTree]
 
 
@@ -33,13 +51,19 @@ Collect = Callable[[State, Level], PyTree]
 class Sampler(Protocol):
     """The interface of every sampler; a frozen dataclass, a static argument of jit.
 
+    A sampler that evaluates the denoiser at levels of its own, between those of the grid, has `between = True`.
+
     Attributes:
         order: order of convergence in the number of steps (weak order for a stochastic sampler).
-        nfe: denoiser evaluations per step.
+        nfe: denoiser evaluations per step; None if that depends on the data. The step to clean data, which can only be
+            the first-order one, costs 1 where the later stages ask at the clean level.
     """
 
-    order: int
-    nfe: int
+    @property
+    def order(self) -> int: ...
+
+    @property
+    def nfe(self) -> int | None: ...
 
     def init(self, x: Array) -> State:
         """The state before the first step: a NamedTuple whose first field is x, shape [B, ...]."""
@@ -49,7 +73,12 @@ class Sampler(Protocol):
 
 
 def trajectory(state: State, level: Level) -> Array:
-    """A `collect` for `sample`: x after every step."""
+    """A `collect` for `sample`: x after every step.
+
+    Args:
+        state: the sampler's state after a step.
+        level: the level it is at.
+    """
     del level
     return state.x
 
@@ -63,6 +92,8 @@ def sample(
     *,
     cond: Cond = None,
     collect: Collect | None = None,
+    max_steps: int | None = None,
+    checkpoint: bool = False,
 ) -> tuple[Float[Array, " b *d"], PyTree]:
     """Run a sampler over stacked levels: the library's one `lax.scan` over timesteps.
 
@@ -77,6 +108,8 @@ def sample(
         key: one key, or one per example [B].
         cond: conditioning, a dict of arrays with leading axis B, or None.
         collect: `collect(state, level)` after each step, stacked along a new first axis; None stacks nothing.
+        max_steps: pad to that many steps, so that no number of steps up to it compiles again.
+        checkpoint: save memory where the result is differentiated, for two more forward passes.
 
     Returns:
         (x, collected): the sample at the last level, the shape of x, and what was collected (None without `collect`).
@@ -103,24 +136,109 @@ def sample(
             raise UsageError(
                 f"cond must have the batch size {x.shape[0]} as its first axis, got shape {jnp.shape(leaf)}"
             )
-    return _scan(denoise, sampler, levels, x, batch_keys(key, x.shape[0]), cond, collect)
+    _check_rows(denoise, sampler, levels)
+    steps = levels.t.shape[0] - 1
+    length = _padded_length(steps, max_steps, checkpoint)
+    if length > steps:
+        levels = jax.tree.map(lambda a: _pad(a, length + 1), levels)
+    # Without padding no row is conditional; with it, their number is a value and not a part of the compilation.
+    active = None if max_steps is None and length == steps else jnp.uint32(steps)
+    keys = batch_keys(key, x.shape[0])
+    x, collected = _scan(denoise, sampler, levels, x, keys, cond, active, collect, checkpoint)
+    return x, jax.tree.map(lambda a: a[:steps], collected) if length > steps else collected
 
 
-@partial(jax.jit, static_argnames=("sampler", "collect"))
+def _check_rows(denoise: Denoiser, sampler: Sampler, levels: Level) -> None:
+    """Refuse levels between the rows of a table where the network knows rows only."""
+    rows = denoise.process.num_steps
+    if not denoise.rows_only or rows is None:
+        return
+    advice = f"use Index({rows}, between=True) (in a config, time_input='index_between') if the network may be asked so"
+    if getattr(sampler, "between", False):
+        raise UsageError(f"{sampler} evaluates between the rows of a process of {rows} steps: {advice}")
+    if isinstance(levels.t, jax.core.Tracer):
+        return
+    position = np.asarray(levels.t, np.float64) * rows
+    off = np.flatnonzero(np.abs(position - np.round(position)) > 1e-3)
+    if off.size:
+        raise UsageError(
+            f"t={float(levels.t[off[0]]):.6g} is between the rows of a process of {rows} steps; {advice}, "
+            "or a grid on its rows (uniform, trailing, leading, steps)"
+        )
+
+
+def _padded_length(steps: int, max_steps: int | None, checkpoint: bool) -> int:
+    if max_steps is not None and steps > max_steps:
+        raise UsageError(f"max_steps={max_steps}: the levels have {steps} steps, allowed is that many or more")
+    length = max_steps or steps
+    side = math.isqrt(length - 1) + 1
+    return side * -(-length // side) if checkpoint else length
+
+
+def _pad(field: Array, length: int) -> Array:
+    """The last row repeated; on the host where it can be, because JAX would compile for each length."""
+    if isinstance(field, jax.core.Tracer):
+        return jnp.pad(field, (0, length - field.shape[0]), mode="edge")
+    return jnp.asarray(np.pad(np.asarray(field), (0, length - field.shape[0]), mode="edge"))
+
+
+def _unless_clean(denoise: Denoiser, x: Array, level: Level, cond: Cond) -> Prediction:
+    """Clean data is its own prediction: a later stage of the step to it asks there, and need not cost an evaluation."""
+
+    def ask(x: Array, level: Level, cond: Cond) -> Prediction:
+        answer = denoise(x, level, cond)
+        return Prediction(answer.x0.astype(x.dtype), answer.eps.astype(x.dtype))
+
+    def same(x: Array, level: Level, cond: Cond) -> Prediction:
+        return Prediction(x, jnp.zeros_like(x))
+
+    return jax.lax.cond(jnp.any(level.sigma > 0), ask, same, x, level, cond)
+
+
+@partial(jax.jit, static_argnames=("sampler", "collect", "checkpoint"))
 def _scan(
-    denoise: Denoiser, sampler: Sampler, levels: Level, x: Array, keys: Array, cond: Cond, collect: Collect | None
+    denoise: Denoiser,
+    sampler: Sampler,
+    levels: Level,
+    x: Array,
+    keys: Array,
+    cond: Cond,
+    active: Array | None,
+    collect: Collect | None,
+    checkpoint: bool,
 ) -> tuple[Array, PyTree]:
-    def body(state: State, row: tuple[Level, Level, Array]) -> tuple[State, PyTree]:
-        cur, nxt, k = row
+    if sampler.nfe != 1:
+        denoise = replace(denoise, fn=Partial(_unless_clean, denoise))
+
+    def move(state: State, cur: Level, nxt: Level, k: Array) -> State:
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
         new = sampler.step(denoise, state, cur, nxt, step_keys, cond)
-        new = jax.tree.map(lambda after, before: after.astype(before.dtype), new, state)
-        return new, None if collect is None else collect(new, nxt)
+        return jax.tree.map(lambda after, before: after.astype(before.dtype), new, state)
 
-    cur, nxt = (jax.tree.map(lambda a, i=i: a[i : a.shape[0] - 1 + i], levels) for i in (0, 1))
-    steps = jnp.arange(cur.t.shape[0], dtype=jnp.uint32)
-    state, collected = jax.lax.scan(body, sampler.init(x), (cur, nxt, steps))
-    return state.x, collected
+    def body(state: State, row: tuple[Level, Level, Array]) -> tuple[State, PyTree]:
+        cur, nxt, k = row
+        if active is None:
+            state = move(state, cur, nxt, k)
+        else:
+            state = jax.lax.cond(k < active, move, lambda state, *_: state, state, cur, nxt, k)
+        return state, None if collect is None else collect(state, nxt)
+
+    length = levels.t.shape[0] - 1
+    cur, nxt = (jax.tree.map(lambda a, i=i: a[i : length + i], levels) for i in (0, 1))
+    rows = (cur, nxt, jnp.arange(length, dtype=jnp.uint32))
+    start = known_length(sampler.init(x), length if active is None else active)
+    if not checkpoint:
+        state, collected = jax.lax.scan(body, start, rows)
+        return state.x, collected
+
+    @jax.checkpoint
+    def segment(state: State, rows: PyTree) -> tuple[State, PyTree]:
+        return jax.lax.scan(jax.checkpoint(body), state, rows)
+
+    side = math.isqrt(length - 1) + 1
+    rows = jax.tree.map(lambda a: a.reshape(-1, side, *a.shape[1:]), rows)
+    state, collected = jax.lax.scan(segment, start, rows)
+    return state.x, jax.tree.map(lambda a: a.reshape(length, *a.shape[2:]), collected)
 
 
 @partial(jax.jit, static_argnames=("process", "shape"))
@@ -146,8 +264,10 @@ def generate(
     levels: Level,
     cond: Cond = None,
     transforms: tuple[Callable[[Denoiser], Denoiser], ...] = (),
+    max_steps: int | None = None,
 ) -> Float[Array, " b *d"]:
-    """Draw samples from a model. Compiled once per (model, sampler, shapes, kinds of transforms).
+    """Draw samples from a model. Compiled once per (model, sampler, shapes, kinds of transforms, number of steps), or,
+    with `max_steps`, once for every number of steps.
 
     Args:
         model: the model.
@@ -158,6 +278,7 @@ def generate(
         levels: n + 1 stacked levels from `jaxdiff.grids`.
         cond: conditioning, a dict of arrays with leading axis B, or None.
         transforms: `Denoiser -> Denoiser` functions, applied in order (`jaxdiff.guidance`).
+        max_steps: pad the scan to that many steps; fewer cost what they cost, and do not compile again.
 
     Returns:
         Samples, shape `shape`.
@@ -168,5 +289,5 @@ def generate(
     denoise = model.denoiser(params)
     for transform in transforms:
         denoise = transform(denoise)
-    x, _ = sample(denoise, sampler, levels, prior_sample(model.process, key, shape), key, cond=cond)
-    return x
+    x = prior_sample(model.process, key, shape)
+    return sample(denoise, sampler, levels, x, key, cond=cond, max_steps=max_steps)[0]

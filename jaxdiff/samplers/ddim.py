@@ -9,7 +9,6 @@ Reference: Song, Meng, Ermon. Denoising diffusion implicit models. 2021. arXiv:2
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -17,11 +16,8 @@ from jaxdiff.errors import UsageError
 from jaxdiff.model import Denoiser
 from jaxdiff.numerics import expand, normal_like
 from jaxdiff.process import q_posterior
+from jaxdiff.samplers.base import Point
 from jaxdiff.types import Array, Cond, Level
-
-
-class State(NamedTuple):
-    x: Array
 
 
 @dataclass(frozen=True)
@@ -47,14 +43,14 @@ class DDIM:
         if not 0 <= self.eta <= 1:
             raise UsageError(f"eta={self.eta:g}: allowed is 0 (deterministic) to 1 (ancestral)")
 
-    def init(self, x: Array) -> State:
-        return State(x)
+    def init(self, x: Array) -> Point:
+        return Point(x)
 
-    def step(self, denoise: Denoiser, state: State, cur: Level, nxt: Level, key: Array, cond: Cond) -> State:
+    def step(self, denoise: Denoiser, state: Point, cur: Level, nxt: Level, key: Array, cond: Cond) -> Point:
         x = state.x
         x0, eps, _ = denoise(x, cur, cond)
         if self.eta == 0:
-            return State(expand(nxt.alpha, x) * x0 + expand(nxt.sigma, x) * eps)
+            return Point(expand(nxt.alpha, x) * x0 + expand(nxt.sigma, x) * eps)
         var = self.eta**2 * q_posterior(cur, nxt, x, x0)[1]
         kept = jnp.sqrt(jnp.maximum(nxt.sigma**2 - var, 0.0))
-        return State(expand(nxt.alpha, x) * x0 + expand(kept, x) * eps + expand(jnp.sqrt(var), x) * normal_like(key, x))
+        return Point(expand(nxt.alpha, x) * x0 + expand(kept, x) * eps + expand(jnp.sqrt(var), x) * normal_like(key, x))

@@ -15,7 +15,6 @@ Nichol, Dhariwal. 2021. arXiv:2102.09672, equation 15 for (4).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -23,13 +22,10 @@ from jaxdiff.errors import UsageError, unknown
 from jaxdiff.model import Denoiser
 from jaxdiff.numerics import expand, normal_like
 from jaxdiff.process import q_posterior, q_transition
+from jaxdiff.samplers.base import Point
 from jaxdiff.types import Array, Cond, Level
 
 VARIANCES = ("posterior", "beta", "learned")
-
-
-class State(NamedTuple):
-    x: Array
 
 
 @dataclass(frozen=True)
@@ -58,10 +54,10 @@ class DDPM:
         if self.variance not in VARIANCES:
             raise unknown("variance", self.variance, VARIANCES)
 
-    def init(self, x: Array) -> State:
-        return State(x)
+    def init(self, x: Array) -> Point:
+        return Point(x)
 
-    def step(self, denoise: Denoiser, state: State, cur: Level, nxt: Level, key: Array, cond: Cond) -> State:
+    def step(self, denoise: Denoiser, state: Point, cur: Level, nxt: Level, key: Array, cond: Cond) -> Point:
         x = state.x
         prediction = denoise(x, cur, cond)
         mean, small = q_posterior(cur, nxt, x, prediction.x0)
@@ -75,4 +71,4 @@ class DDPM:
             # (4) on standard deviations, without the logarithm of sigma_nxt = 0.
             log_ratio = jnp.log(cur.sigma / jnp.where(nxt.sigma > 0, nxt.sigma, 1.0))
             std = expand(jnp.sqrt(small), x) * jnp.exp(prediction.var_frac * expand(log_ratio, x))
-        return State(mean + jnp.where(expand(nxt.sigma, x) > 0, std, 0.0) * normal_like(key, x))
+        return Point(mean + jnp.where(expand(nxt.sigma, x) > 0, std, 0.0) * normal_like(key, x))

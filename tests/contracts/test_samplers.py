@@ -1,5 +1,6 @@
-"""What every sampler in the registry must do, and what the two first ones must be."""
+"""What every sampler in the registry must do."""
 
+import sys
 from dataclasses import dataclass
 
 import jax
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 
 from jaxdiff import analytic, grids, process, processes, samplers
-from jaxdiff.errors import UsageError
 from jaxdiff.model import Denoiser
-from jaxdiff.samplers import DDIM, DDPM, prior_sample, sample
-from jaxdiff.types import Level, Prediction
+from jaxdiff.numerics import expand
+from jaxdiff.samplers import prior_sample, sample
+from jaxdiff.types import Prediction
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 DDPM_1000 = processes.ddpm_linear()
 NAMES = list(samplers.REGISTRY)
 
@@ -22,32 +24,121 @@ def gaussian(dtype=jnp.float32):
     return analytic.Gaussian(jnp.array([1.0, -0.5, 0.2], dtype), cov)
 
 
+def slow_start(process, n, first=1.0, last=0.01):
+    """n steps in log-SNR whose sizes grow from almost nothing, so that the low-order start of a multistep sampler
+    does not hide its order: the first step is 1 / n of the average one."""
+    noisy, clean = process(np.array([first, last])).log_snr
+    return rescaled(process, noisy + (clean - noisy) * np.linspace(0, 1, n + 1) ** 2)
+
+
 def rescaled(target, log_snr):
     """Levels of another process at the same log-SNR."""
     return process.stack(target.at(np.asarray(log_snr, np.float64)))
 
 
-def run(name, *, levels=None, num=7, key=0, process=DDPM_1000, x=None, **kwargs):
-    key = jax.random.key(key)
-    x = prior_sample(process, key, (num, 3)) if x is None else x
-    levels = grids.uniform(process, 20) if levels is None else levels
-    return sample(gaussian(x.dtype).denoiser(process), samplers.make(name, **kwargs), levels, x, key)[0]
+def run(name, levels, *, x=None, key=0, process=DDPM_1000):
+    """At most 20 steps, padded: one compilation per process and shape, shared by the tests below."""
+    key = jax.random.key(key) if isinstance(key, int) else key
+    x = prior_sample(process, key, (7, 3)) if x is None else x
+    denoise = gaussian().denoiser(process)
+    return sample(denoise, samplers.make(name), levels, x, key, max_steps=20)[0]
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if not samplers.REGISTRY[n].stochastic])
-def test_measured_order(name, x64):
-    """Distance to the exact probability flow against the number of steps, on a grid uniform in log-SNR."""
-    process, data = processes.vp_sde(), gaussian(jnp.float64)
-    log_snrs = process(np.array([1.0, 0.01])).log_snr
+def measured_order(errors):
+    return np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+
+
+def settings(*, stochastic):
+    """Every sampler with its default arguments, and its settings that have an order of their own."""
+    return [
+        pytest.param(name, dict(kwargs), id="-".join([name, *(f"{k}={v}" for k, v in kwargs)]))
+        for name in NAMES
+        for kwargs in ((), *samplers.REGISTRY[name].variants)
+        if samplers.REGISTRY[name].stochastic == stochastic
+    ]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), settings(stochastic=False))
+def test_measured_order(name, kwargs, x64):
+    """Distance to the exact probability flow against the number of steps."""
+    process, data, sampler = processes.vp_sde(), gaussian(jnp.float64), samplers.make(name, **kwargs)
     x = prior_sample(process, jax.random.key(0), (64, 3))
     errors = []
-    for n in (40, 80, 160):
-        levels = rescaled(process, np.linspace(*log_snrs, n + 1))
+    for n in (160, 320, 640):
+        levels = slow_start(process, n)
         ends = [jax.tree.map(lambda a, i=i: a[i], levels) for i in (0, -1)]
-        got, _ = sample(data.denoiser(process), samplers.make(name), levels, x, jax.random.key(1))
+        got, _ = sample(data.denoiser(process), sampler, levels, x, jax.random.key(1), max_steps=640)
         errors.append(float(jnp.sqrt(jnp.mean((got - data.flow(x, *ends)) ** 2))))
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert np.all(np.abs(orders - samplers.REGISTRY[name].order) < 0.15), orders
+    assert np.all(np.abs(measured_order(errors) - sampler.order) < 0.15), (errors, measured_order(errors))
+
+
+MEAN, VAR = jnp.array([0.7, -0.3]), jnp.array([0.09, 0.5])
+
+
+def end_of(sampler, process, n, monkeypatch):
+    """The exact mean and variances that a sampler gives to Gaussian data, and the true ones at the last level.
+
+    With the exact denoiser of a Gaussian a step is affine in x and in its noise, axis by axis, so that
+    x_end = a x_start + b + sum c_k z_k. One batch finds them all: nothing (b), a unit start (a), and a unit in each
+    draw of noise alone (c_k).
+    """
+    levels = slow_start(process, n, first=0.6, last=0.1)
+    denoise = analytic.Gaussian(MEAN.astype(jnp.float64), jnp.diag(VAR.astype(jnp.float64))).denoiser(process)
+    draw, per_step, k = 0, 0, jnp.uint32(0)
+
+    def unit(key, x):
+        nonlocal draw
+        draw += 1
+        return jnp.broadcast_to((jnp.arange(x.shape[0]) == 1 + k * per_step + draw).astype(x.dtype)[:, None], x.shape)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("jaxdiff.samplers."):
+            monkeypatch.setattr(module, "normal_like", unit, raising=False)
+
+    def step(state, row):
+        nonlocal draw, k
+        cur, nxt, k = row
+        draw = 0
+        keys = jax.random.split(jax.random.key(0), state.x.shape[0])
+        return sampler.step(denoise, state, cur, nxt, keys, None), None
+
+    def start(batch):
+        return sampler.init(jnp.zeros((batch, 2)).at[1].set(1.0))
+
+    cur, nxt = (jax.tree.map(lambda a, i=i: a[i : n + i], levels) for i in (0, 1))
+    rows = (cur, nxt, jnp.arange(n))
+    jax.eval_shape(step, start(2), jax.tree.map(lambda a: a[0], rows))
+    per_step = draw
+    end = jax.jit(lambda state: jax.lax.scan(step, state, rows)[0].x)(start(2 + n * per_step))
+    coef, noise = end[1] - end[0], end[2:] - end[:1]
+    ends = [jax.tree.map(lambda a, i=i: a[i], levels) for i in (0, -1)]
+    (mean, var), true = ((r.alpha * MEAN, r.alpha**2 * VAR + r.sigma**2) for r in ends)
+    return (coef * mean + end[0], coef**2 * var + jnp.sum(noise**2, axis=0)), true
+
+
+def sliced_wasserstein(a, b):
+    """Between two Gaussians of independent axes, in closed form: the root mean square over directions of the
+    Wasserstein-2 distance of their projections."""
+    angle = jnp.linspace(0, jnp.pi, 64, endpoint=False)
+    v = jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+    (mean_a, std_a), (mean_b, std_b) = ((mean @ v, jnp.sqrt(var @ v**2)) for mean, var in (a, b))
+    return jnp.sqrt(jnp.mean((mean_a - mean_b) ** 2 + (std_a - std_b) ** 2))
+
+
+@pytest.mark.parametrize(("name", "kwargs"), settings(stochastic=True))
+def test_weak_order(name, kwargs, x64, monkeypatch):
+    """Mean and covariance, and the sliced Wasserstein distance, against the number of steps; no sampling error."""
+    sampler, moments, distances = samplers.make(name, **kwargs), [], []
+    if (
+        sampler.order == 0
+    ):  # keeps a bias that levels alone do not take away; its size is held by the sampler's own test
+        return
+    for n in (512, 1024, 2048):
+        got, true = end_of(sampler, processes.vp_sde(), n, monkeypatch)
+        moments.append(max(float(jnp.abs(g - t).max()) for g, t in zip(got, true, strict=True)))
+        distances.append(float(sliced_wasserstein(got, true)))
+    for errors in (moments, distances):
+        assert np.all(np.abs(measured_order(errors) - sampler.order) < 0.15), (errors, measured_order(errors))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,33 +157,42 @@ def test_same_log_snr_grid_same_sample_in_every_scaling(name, x64):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_finite_to_clean_data_with_few_steps(name, steps):
-    for p in (DDPM_1000, processes.edm(), processes.vp_sde()):
-        assert np.isfinite(run(name, levels=grids.karras(p, steps), process=p)).all()
+def test_finite_to_clean_data_with_few_steps(name):
+    for p in (DDPM_1000, processes.edm()):
+        for steps in (1, 2, 3):
+            assert np.isfinite(run(name, grids.karras(p, steps), process=p)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_finite_from_zero_terminal_snr(name):
+    process = processes.from_betas([0.1, 0.2, 0.4, 0.8, 1.0])
+    data, x = gaussian(), jnp.ones((7, 3))
+
+    def end(x):
+        return sample(data.denoiser(process), samplers.make(name), grids.uniform(process, 5), x, jax.random.key(0))[0]
+
+    value, gradient = jax.jvp(end, (x,), (x,))
+    assert np.isfinite(value).all()
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_key_same_sample_in_any_batch(name):
-    one, seven, many = (run(name, num=n) for n in (1, 7, 64))
-    np.testing.assert_allclose(seven[:1], one, atol=1e-5)
-    np.testing.assert_allclose(many[:7], seven, atol=1e-5)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(64))
-    x = prior_sample(DDPM_1000, keys[5:8], (3, 3))
-    sampler, levels = samplers.make(name), grids.uniform(DDPM_1000, 20)
-    some, _ = sample(gaussian().denoiser(DDPM_1000), sampler, levels, x, keys[5:8])
-    np.testing.assert_allclose(some, many[5:8], atol=1e-5)
-    raw, _ = sample(gaussian().denoiser(DDPM_1000), sampler, levels, x, jax.random.key_data(keys[5:8]))
-    np.testing.assert_array_equal(raw, some)
+    levels = grids.uniform(DDPM_1000, 20)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(7))
+    seven = run(name, levels)
+    one = run(name, levels, x=prior_sample(DDPM_1000, keys[5:6], (1, 3)), key=keys[5:6])
+    np.testing.assert_allclose(seven[5:6], one, atol=1e-5)
+    np.testing.assert_array_equal(run(name, levels, key=jax.random.key_data(keys)), seven)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bf16_in_bf16_out(name):
-    x = prior_sample(DDPM_1000, jax.random.key(0), (7, 3)).astype(jnp.bfloat16)
     levels = grids.uniform(DDPM_1000, 20)
-    got, _ = sample(gaussian().denoiser(DDPM_1000), samplers.make(name), levels, x, jax.random.key(0))
+    x = prior_sample(DDPM_1000, jax.random.key(0), (7, 3))
+    got, exact = run(name, levels, x=x.astype(jnp.bfloat16)), run(name, levels, x=x)
     assert got.dtype == jnp.bfloat16
-    assert np.isfinite(got.astype(jnp.float32)).all()
+    np.testing.assert_allclose(got.astype(jnp.float32), exact, atol=0.15)
 
 
 @dataclass
@@ -108,7 +208,8 @@ class Counter:
     def __call__(self, x, level, cond):
         self.traces += 1
         jax.debug.callback(self.count, x[0, 0])
-        return Prediction(0.5 * x, (x - level.alpha * 0.5 * x) / level.sigma)
+        x0 = 0.5 * x
+        return Prediction(x0, (x - expand(level.alpha, x) * x0) / expand(level.sigma, x))
 
     __hash__ = object.__hash__
 
@@ -122,138 +223,17 @@ def test_three_calls_one_trace_and_true_nfe(name):
         x, _ = sample(denoise, samplers.make(name), levels, jnp.ones((2, 3)), jax.random.key(seed))
         x.block_until_ready()
     jax.effects_barrier()
-    assert counter.runs == 3 * steps * samplers.REGISTRY[name].nfe
-    assert counter.traces == samplers.REGISTRY[name].nfe
+    nfe = samplers.REGISTRY[name].nfe
+    if nfe is None:  # as many as the tolerance takes: counted by the sampler's own test
+        assert counter.traces <= 8
+        return
+    assert counter.runs == 3 * ((steps - 1) * nfe + 1)  # the step to clean data costs one
+    assert counter.traces == nfe
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [("ddpm", {}), ("ddpm", {"variance": "beta"}), ("ddim", {"eta": 1.0})])
-def test_ddpm_1000_gives_the_gaussian(name, kwargs):
-    num, data = 20_000, gaussian()
-    x = run(name, levels=grids.uniform(DDPM_1000, 1000), num=num, **kwargs)
-    mean_error = (x.mean(0) - data.mean) / jnp.sqrt(jnp.diag(data.cov) / num)
-    assert np.max(np.abs(mean_error)) < 4
-    cov = jnp.cov(x.T)
-    std = jnp.sqrt((data.cov**2 + jnp.outer(jnp.diag(data.cov), jnp.diag(data.cov))) / num)
-    # The discretisation's own bias is at most (largest step's variance) / (data variance): 1 % where that is 0.02.
-    assert (
-        np.max(np.abs(cov - data.cov) / (4 * std + 0.01 * jnp.sqrt(jnp.outer(jnp.diag(data.cov), jnp.diag(data.cov)))))
-        < 1
-    )
-
-
-def test_ddim_eta_1_is_ddpm(x64):
-    np.testing.assert_allclose(run("ddim", eta=1.0), run("ddpm"), rtol=1e-9)
-
-
-def test_ddim_is_the_papers_equation_12(x64):
-    """Song et al. 2021: x_prev from (x0, eps) with sigma(eta) of equation 16, on DDPM's own alpha-bars."""
-    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    here, prev, eta = alpha_bar[699], alpha_bar[499], 0.5
-    cur, nxt = DDPM_1000(0.7), DDPM_1000(0.5)
-    x, keys = jax.random.normal(jax.random.key(0), (4, 3)), jax.random.split(jax.random.key(1), 4)
-    x0, eps, _ = gaussian(jnp.float64).denoiser(DDPM_1000)(x, cur)
-    noise = jax.vmap(lambda k: jax.random.normal(k, (3,)))(keys)
-    sigma = eta * np.sqrt((1 - prev) / (1 - here)) * np.sqrt(1 - here / prev)
-    expected = np.sqrt(prev) * x0 + np.sqrt(1 - prev - sigma**2) * eps + sigma * noise
-    sampler = DDIM(eta)
-    got = sampler.step(gaussian(jnp.float64).denoiser(DDPM_1000), sampler.init(x), cur, nxt, keys, None).x
-    np.testing.assert_allclose(got, expected, rtol=1e-9)
-
-
-def test_posterior_variance_is_right_for_a_point_and_beta_for_unit_data():
-    """Ho et al. 2020, section 3.2: each variance is exact for its own data, with any number of steps."""
-    process, key, num = DDPM_1000, jax.random.key(0), 50_000
-    levels = grids.trailing(process, 5)
-    for data, variance, std in (
-        (analytic.Gaussian(jnp.ones(1), jnp.zeros((1, 1))), "posterior", 0.0),
-        (analytic.Gaussian(jnp.zeros(1), jnp.ones((1, 1))), "beta", 1.0),
-    ):
-        cut = jax.tree.map(lambda a: a[:-1], levels)  # stop at a noisy level, where the variance still shows
-        x = prior_sample(process, key, (num, 1))
-        x, _ = sample(data.denoiser(process), DDPM(variance), cut, x, key)
-        level = jax.tree.map(lambda a: a[-1], cut)
-        expected = float(level.alpha**2 * std**2 + level.sigma**2)
-        assert float(x.var()) == pytest.approx(expected, rel=4 * np.sqrt(2 / num))
-
-
-def test_learned_variance_spans_posterior_to_beta(x64):
-    def answer(frac):
-        inner = gaussian(jnp.float64).denoiser(DDPM_1000)
-        return Denoiser(lambda x, level, cond: inner(x, level)._replace(var_frac=jnp.full_like(x, frac)), DDPM_1000)
-
-    x, key = jax.random.normal(jax.random.key(0), (4, 3)), jax.random.key(1)
-    levels = grids.uniform(DDPM_1000, 20)
-    for frac, variance in ((0.0, "posterior"), (1.0, "beta")):
-        learned, _ = sample(answer(frac), DDPM("learned"), levels, x, key)
-        fixed, _ = sample(answer(frac), DDPM(variance), levels, x, key)
-        np.testing.assert_allclose(learned, fixed, rtol=1e-9)
-    cur, nxt = DDPM_1000(0.5), DDPM_1000(0.4)
-    keys = jax.random.split(key, 4)
-    steps = [
-        DDPM(v).step(answer(0.5), DDPM(v).init(x), cur, nxt, keys, None).x for v in ("posterior", "beta", "learned")
-    ]
-    noiseless = process.q_posterior(cur, nxt, x, answer(0.5)(x, cur).x0)[0]
-    small, large, middle = (s - noiseless for s in steps)
-    np.testing.assert_allclose(middle, jnp.sign(small) * jnp.sqrt(small * large), rtol=1e-9)
-
-
-def test_collect_stacks_the_trajectory_and_nothing_by_default():
-    denoise, levels = gaussian().denoiser(DDPM_1000), grids.uniform(DDPM_1000, 6)
-    x = jnp.ones((2, 3))
-    end, path = sample(denoise, DDIM(), levels, x, jax.random.key(0), collect=samplers.trajectory)
-    assert path.shape == (6, 2, 3)
-    np.testing.assert_array_equal(path[-1], end)
-    assert sample(denoise, DDIM(), levels, x, jax.random.key(0))[1] is None
-
-
-def test_prior_has_the_process_scale():
-    for p, std in ((processes.edm(), 80.0), (processes.vp_sde(), 1.0), (processes.rectified_flow(), 1.0)):
-        x = prior_sample(p, jax.random.key(0), (10_000, 2))
-        assert float(x.std()) == pytest.approx(std, rel=0.02)
-
-
-def test_gradient_through_the_scan_is_finite():
-    def loss(x):
-        levels = grids.uniform(DDPM_1000, 5)
-        return sample(gaussian().denoiser(DDPM_1000), DDIM(), levels, x, jax.random.key(0))[0].sum()
-
-    assert np.isfinite(jax.grad(loss)(jnp.ones((2, 3)))).all()
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: samplers.make("ddimm"), "did you mean 'ddim'"),
-        (lambda: samplers.make("ddim", et=1.0), "did you mean 'eta'"),
-        (lambda: DDIM(eta=1.5), "eta=1.5"),
-        (lambda: samplers.make("ddpm", variance="large"), "unknown variance 'large'"),
-        (lambda: run("ddpm", variance="learned"), "needs a model with learned_variance"),
-        (lambda: run("ddim", levels=Level(*(jnp.ones(1),) * 4)), "at least 1 step"),
-        (
-            lambda: sample(
-                gaussian().denoiser(DDPM_1000),
-                DDIM(),
-                grids.uniform(DDPM_1000, 2),
-                jnp.ones((2, 3)),
-                jax.random.key(0),
-                cond={"label": jnp.zeros(3, int)},
-            ),
-            "batch size 2",
-        ),
-        (
-            lambda: sample(
-                gaussian().denoiser(DDPM_1000),
-                DDIM(),
-                grids.uniform(DDPM_1000, 2),
-                jnp.ones((2, 3)),
-                jax.random.split(jax.random.key(0), 3),
-            ),
-            "one per example",
-        ),
-    ],
-)
-def test_bad_input_is_one_line(make, words):
-    with pytest.raises(UsageError) as error:
-        make()
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_changes_nothing(name):
+    levels = grids.uniform(DDPM_1000, 7)
+    x, key = prior_sample(DDPM_1000, jax.random.key(0), (7, 3)), jax.random.key(1)
+    plain, _ = sample(gaussian().denoiser(DDPM_1000), samplers.make(name), levels, x, key)
+    np.testing.assert_allclose(run(name, levels, x=x, key=key), plain, atol=1e-5)
