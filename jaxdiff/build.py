@@ -13,7 +13,7 @@ from jaxdiff import data, grids, guidance, models, objectives, pictures, predict
 from jaxdiff.config import check
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.model import Denoiser, Model, UnitVariance, Unscaled, time_input
-from jaxdiff.objectives import ConditionDropout, Denoising, Objective
+from jaxdiff.objectives import ConditionDropout, Objective
 from jaxdiff.process import ForwardProcess
 from jaxdiff.train.ema import EMA
 from jaxdiff.train.loop import AVERAGE, Run, evaluator
@@ -70,14 +70,25 @@ def init(config: ConfigDict, model: Model) -> PyTree:
 
 def objective(config: ConfigDict, *, train: bool = True) -> Objective:
     """The training objective, or (`train=False`) the same without dropout of any kind, for evaluation."""
-    if config.model.get("learned_variance", False):
-        raise UsageError("model.learned_variance=True: no objective here trains the variance; use False")
-    made: Objective = objectives.make(config.objective.times, config.objective.weight)
-    assert isinstance(made, Denoising)
-    if not train:
-        return Denoising(made.times, made.weight, train=False)
-    if config.data.num_classes and config.objective.label_dropout:
-        return ConditionDropout(made, config.objective.label_dropout, (("label", config.data.num_classes),))
+    spec = config.objective
+    made = objectives.make(
+        spec.times,
+        spec.weight,
+        name=spec.name,
+        process=process(config),
+        train=train,
+        times_args=_plain(spec.times_args),
+        weight_args=_plain(spec.weight_args),
+        args=_plain(spec.args),
+    )
+    learned = bool(config.model.get("learned_variance", False))
+    if learned != getattr(made, "learned_variance", False):
+        raise UsageError(
+            f"model.learned_variance={learned} does not go with objective.name={spec.name!r}: "
+            "'hybrid' and 'vlb' train the variance and need True, the others need False"
+        )
+    if train and config.data.num_classes and spec.label_dropout:
+        return ConditionDropout(made, spec.label_dropout, (("label", config.data.num_classes),))
     return made
 
 

@@ -34,8 +34,12 @@ def default_config() -> ConfigDict:
             "time_input": "index",  # index, time, log_snr, log_sigma
             "sigma_data": 0.5,  # the data's standard deviation, where prediction or input_scale need it
             "objective": {
-                "times": "uniform",  # uniform, stratified, log_normal
-                "weight": "simple",  # simple, snr, min_snr, p2, edm
+                "name": "denoising",  # denoising, hybrid and vlb (learned variance), elbo, discrete_elbo, sliced_score
+                "times": "uniform",  # uniform, stratified, log_normal, uniform_log_snr, logit_normal, mode
+                "times_args": {},  # their own arguments, such as {"mean": -0.8}
+                "weight": "simple",  # simple, snr, min_snr, soft_min_snr, sigmoid, p2, edm, likelihood
+                "weight_args": {},  # such as {"gamma": 3.0}
+                "args": {},  # the objective's further arguments, such as {"offset": 0.1}
                 "label_dropout": 0.1,  # share of null labels; classifier-free guidance needs it
             },
             "optimizer": {

@@ -31,9 +31,47 @@ class Times(Protocol):
     def __call__(self, process: ForwardProcess, keys: Array, strata: Array | None = None) -> Level: ...
 
 
+def log_snr_rate(process: ForwardProcess, t: Array) -> Array:
+    """-d log SNR/dt >= 0 at process times t, which is g(t)^2 / sigma(t)^2 of the process's SDE.
+
+    At the ends, where the log-SNR is infinite, it is that of the nearest interior time.
+    """
+    inside = jnp.clip(t, 1e-12, 1 - jnp.finfo(t.dtype).eps)
+    _, rate = jax.jvp(process.schedule.log_snr, (inside,), (jnp.ones_like(inside),))
+    return -rate
+
+
+@runtime_checkable
+class Dense(Times, Protocol):
+    """Times whose density of the log-SNR is known."""
+
+    def inverse_density(self, process: ForwardProcess, level: Level) -> Array:
+        """1 / p(log_snr) at levels that were drawn, for an integral over all log-SNR the times can reach."""
+
+
 def spread(key: Array, index: Array, total: int) -> Array:
     """Equation (1): uniform numbers in [0, 1) for the examples `index` of a batch of `total`, from one key."""
     return (jax.random.uniform(key) + index.astype(jnp.float32) / total) % 1.0
+
+
+def check_t_min(t_min: float) -> None:
+    """Refuse a cleanest time outside (0, 1)."""
+    if not 0 < t_min < 1:
+        raise UsageError(f"t_min={t_min:g}: allowed is 0 < t_min < 1")
+
+
+def need_continuous(name: str, process: ForwardProcess) -> None:
+    """Refuse a process with steps, for the time distribution `name`."""
+    if process.num_steps is not None:
+        raise UsageError(f"{name} needs a continuous process; this one has {process.num_steps} steps")
+
+
+def time_or_row(process: ForwardProcess, t: Array, t_min: float) -> Level:
+    """The level at times t in [0, 1]; the row whose share of [0, 1] holds t where the process has steps."""
+    if process.num_steps is None:
+        return process(jnp.maximum(t, t_min))
+    row = jnp.clip(jnp.floor(t * process.num_steps), 0, process.num_steps - 1)
+    return process((row + 1) / process.num_steps)
 
 
 def _times(process: ForwardProcess, u: Array, t_min: float) -> Level:
@@ -54,12 +92,16 @@ class Uniform:
     t_min: float = 1e-5
 
     def __post_init__(self) -> None:
-        if not 0 < self.t_min < 1:
-            raise UsageError(f"t_min={self.t_min:g}: allowed is 0 < t_min < 1")
+        check_t_min(self.t_min)
 
     def __call__(self, process: ForwardProcess, keys: Array, strata: Array | None = None) -> Level:
         del strata
         return _times(process, jax.vmap(jax.random.uniform)(keys), self.t_min)
+
+    def inverse_density(self, process: ForwardProcess, level: Level) -> Array:
+        """1 / p(log_snr) = -(1 - t_min) d log_snr/dt; of a continuous process."""
+        need_continuous("a density of 'uniform' times", process)
+        return (1 - self.t_min) * log_snr_rate(process, level.t)
 
 
 @dataclass(frozen=True)
