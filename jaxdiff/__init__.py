@@ -4,7 +4,7 @@ import importlib
 from importlib.metadata import version
 from typing import Any
 
-from jaxdiff import analytic, grids, guidance, objectives, prediction, processes, samplers
+from jaxdiff import analytic, grids, guidance, likelihood, objectives, prediction, processes, samplers, sde
 from jaxdiff.model import Denoiser, Model
 from jaxdiff.process import q_sample
 from jaxdiff.samplers import generate, prior_sample, sample
@@ -21,6 +21,7 @@ __all__ = [
     "generate",
     "grids",
     "guidance",
+    "likelihood",
     "models",
     "objectives",
     "prediction",
@@ -29,6 +30,7 @@ __all__ = [
     "q_sample",
     "sample",
     "samplers",
+    "sde",
 ]
 
 
