@@ -189,9 +189,9 @@ def picture(config: ConfigDict, model: Model) -> Callable[[PyTree], np.ndarray]:
     classes = config.data.num_classes
     columns = classes if 0 < classes <= 16 else 8
     num = columns * (64 // columns)
-    draw_with = partial(
-        samplers.generate, sampler=sampler(config), levels=levels(config, model.process), transforms=transforms(config)
-    )
+    made, grid = sampler(config), levels(config, model.process)
+    samplers.check(model.denoiser(None), made, grid)
+    draw_with = partial(samplers.generate, sampler=made, levels=grid, transforms=transforms(config))
     cond = {"label": jax.numpy.arange(num) % classes} if classes else None
 
     def draw(params: PyTree) -> np.ndarray:

@@ -73,6 +73,7 @@ def _sample_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("steps", None, "sampler steps; by default the config's", flag_values=values)
     flags.DEFINE_string("grid", None, "time grid by name; by default the config's", flag_values=values)
     flags.DEFINE_float("guidance", None, "guidance scale, 1 = off; by default the config's", flag_values=values)
+    flags.DEFINE_bool("between", False, "also ask a network of row indices between its rows", flag_values=values)
     flags.DEFINE_integer("batch_size", 128, "images computed at once", flag_values=values)
     flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step", flag_values=values)
 
@@ -82,7 +83,7 @@ def _sample(values: flags.FlagValues) -> int:
 
     given: dict[str, Any] = values.flag_values_dict()
     overrides = {name: given[name] for name in ("sampler", "steps", "grid", "guidance") if given[name] is not None}
-    spec = {name: given[name] for name in ("num", "seed", "labels", "batch_size", "checkpoint")}
+    spec = {name: given[name] for name in ("num", "seed", "labels", "between", "batch_size", "checkpoint")}
     return sample_run(Path(_required(values, "workdir")), Path(_required(values, "out")), overrides=overrides, **spec)
 
 

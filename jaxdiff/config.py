@@ -31,7 +31,7 @@ def default_config() -> ConfigDict:
             "model": {"name": "unet"},
             "prediction": "eps",  # eps, x0, v, score, flow, edm
             "input_scale": "none",  # none, unit_variance
-            "time_input": "index",  # index, time, log_snr, log_sigma
+            "time_input": "index",  # index, index_between, time, log_snr, log_sigma
             "sigma_data": 0.5,  # the data's standard deviation, where prediction or input_scale need it
             "objective": {
                 "name": "denoising",  # denoising, hybrid and vlb (learned variance), elbo, discrete_elbo, sliced_score

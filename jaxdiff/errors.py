@@ -26,7 +26,7 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> UsageError:
     Returns:
         An error to raise.
 
-    Example:
+    Examples:
         >>> print(unknown("sampler", "dimm", ["ddim", "ddpm"]))
         unknown sampler 'dimm': did you mean 'ddim'? allowed: ddim, ddpm
     """

@@ -70,7 +70,7 @@ def uniform(process: ForwardProcess, n: int) -> Level:
     Returns:
         n + 1 stacked levels.
 
-    Example:
+    Examples:
         >>> from jaxdiff import processes
         >>> uniform(processes.ddpm_linear(), 50).t.shape
         (51,)

@@ -146,7 +146,7 @@ class Model:
     Raises:
         UsageError: if the output cannot determine x0 at t = 1 (eps with zero terminal SNR).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxdiff import prediction, processes
         >>> def network(params, x, t, cond, *, train=False, rngs=None):

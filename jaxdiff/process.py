@@ -90,7 +90,7 @@ class ForwardProcess:
         schedule: one of `jaxdiff.schedules`.
         scaling: `VariancePreserving()`, `SubVariancePreserving()`, `VarianceExploding()` or `Straight()`.
 
-    Example:
+    Examples:
         >>> from jaxdiff import processes
         >>> level = processes.ddpm_linear()(1.0)
         >>> print(f"{level.alpha ** 2:.3g}")
@@ -145,7 +145,7 @@ def q_sample(
     Raises:
         UsageError: if shapes do not fit.
 
-    Example:
+    Examples:
         >>> import jax, jaxdiff
         >>> x0 = jax.numpy.ones((2, 8, 8, 1))
         >>> eps = jax.random.normal(jax.random.key(0), x0.shape)

@@ -232,7 +232,7 @@ def shifted(process: ForwardProcess, log_snr_shift: float) -> ForwardProcess:
         process: any process.
         log_snr_shift: negative is noisier.
 
-    Example:
+    Examples:
         >>> print(f"{shifted(vp_sde(), 2 * math.log(64 / 256))(0.5).log_snr - vp_sde()(0.5).log_snr:.4f}")
         -2.7726
 
@@ -252,7 +252,7 @@ def zero_terminal_snr(process: ForwardProcess) -> ForwardProcess:
     Raises:
         UsageError: for any other process.
 
-    Example:
+    Examples:
         >>> float(zero_terminal_snr(ddpm_scaled_linear())(1.0).alpha)
         0.0
 

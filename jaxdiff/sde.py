@@ -53,7 +53,7 @@ def drift_and_diffusion(
     Returns:
         (f, g), each of the shape of t, per unit of process time: f <= 0, g >= 0.
 
-    Example:
+    Examples:
         >>> from jaxdiff import processes
         >>> f, g = drift_and_diffusion(processes.vp_sde(), 1.0)
         >>> print(f"{f:.4f} {g**2:.4f}")  # -beta / 2, beta
@@ -96,7 +96,7 @@ def probability_flow(
     Returns:
         dx/dt, the shape of x.
 
-    Example:
+    Examples:
         >>> from jaxdiff import analytic, processes
         >>> data = analytic.Gaussian(jnp.zeros(2), jnp.eye(2))  # of the prior's own covariance: nothing moves
         >>> print(abs(probability_flow(data.denoiser(processes.vp_sde()), jnp.ones((3, 2)), 0.5)).max() < 1e-5)
@@ -119,7 +119,7 @@ def prior_log_prob(process: ForwardProcess, x: Float[Array, " b *d"]) -> Float[A
     Returns:
         Natural logarithms, shape [B], summed over every other axis.
 
-    Example:
+    Examples:
         >>> from jaxdiff import processes
         >>> print(prior_log_prob(processes.rectified_flow(), jnp.zeros((2, 3))))  # -3/2 log(2 pi)
         [-2.7568154 -2.7568154]

@@ -39,7 +39,7 @@ def test_every_module_says_what_it_is(module):
     assert inspect.getdoc(module)
 
 
-@pytest.mark.parametrize("symbol", symbols())
+@pytest.mark.parametrize("symbol", list(symbols()))
 def test_every_public_symbol_is_documented(symbol):
     assert symbol.__doc__, "no docstring"
     assert not symbol.__doc__.startswith(f"{symbol.__name__}("), "the docstring is the dataclass's own signature"
@@ -62,7 +62,7 @@ def own_fields(cls):
     return [f for f in inspect.signature(cls).parameters if f not in linen] if dataclasses.is_dataclass(cls) else []
 
 
-@pytest.mark.parametrize("symbol", named_by_users())
+@pytest.mark.parametrize("symbol", list(named_by_users()))
 def test_every_argument_is_named_in_the_docstring(symbol):
     """In its own words or by reference: "See `uniform` for the arguments"."""
     doc = symbol.__doc__ or ""

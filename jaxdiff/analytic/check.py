@@ -70,7 +70,7 @@ def check_sampler(
     Raises:
         UsageError: for an unknown name in `only`.
 
-    Example:
+    Examples:
         >>> from jaxdiff.samplers import DDIM
         >>> report = check_sampler(DDIM(), only=["bf16", "nfe"])
         >>> print(report)

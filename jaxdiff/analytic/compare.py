@@ -54,7 +54,7 @@ def check_denoiser(
     Raises:
         UsageError: if `denoise` is no `Denoiser`.
 
-    Example:
+    Examples:
         >>> import jaxdiff
         >>> data = Gaussian(jnp.zeros(2), jnp.eye(2))
         >>> check_denoiser(data.denoiser(jaxdiff.processes.vp_sde()), data).ok

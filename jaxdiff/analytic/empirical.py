@@ -48,7 +48,7 @@ class Empirical:
         points: the examples, shape [N, ...]: vectors, images or anything else.
         weights: not negative, shape [N]; normalised to sum to 1. None weighs all examples alike.
 
-    Example:
+    Examples:
         >>> from jaxdiff import processes
         >>> data = Empirical(jnp.array([[-1.0], [1.0]]))
         >>> data.denoiser(processes.vp_sde())(jnp.array([[0.9]]), processes.vp_sde()(0.01)).x0.tolist()

@@ -51,7 +51,7 @@ class Axes(NamedTuple):
 
 
 class Noisy(NamedTuple):
-    """What is known of x at a level: log q(x) [B], E[x0 | x] [B, D] and grad log q(x) [B, D]."""
+    """What is known of x at a level: log q(x), shape [B], E(x0 | x) and grad log q(x), each [B, D]."""
 
     log_prob: Array
     x0: Array
@@ -72,7 +72,7 @@ class Gaussian:
         cov: symmetric positive semi-definite, shape [D, D]. Where it has no width, log-densities at clean data are
             those of a Gaussian of standard deviation 1e-15.
 
-    Example:
+    Examples:
         >>> from jaxdiff import processes
         >>> data = Gaussian(jnp.zeros(2), jnp.eye(2))
         >>> denoise = data.denoiser(processes.vp_sde())

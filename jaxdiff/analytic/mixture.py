@@ -45,7 +45,7 @@ class Mixture:
         means: shape [K, D].
         covs: symmetric positive semi-definite, shape [K, D, D].
 
-    Example:
+    Examples:
         >>> data = Mixture(jnp.ones(2), jnp.array([[-1.0], [1.0]]), jnp.full((2, 1, 1), 0.01))
         >>> data.sample(jax.random.key(0), 5).shape
         (5, 1)

@@ -30,7 +30,7 @@ class Report:
         subject: what was checked.
         checks: one entry per check.
 
-    Example:
+    Examples:
         >>> report = Report("ours", (Check("order", True, 1.01, "1 +- 0.15"),))
         >>> print(report)
         ours: ok

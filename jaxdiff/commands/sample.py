@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,9 +20,9 @@ from jaxdiff.config import default_config
 from jaxdiff.data.transforms import to_uint8
 from jaxdiff.errors import UsageError
 from jaxdiff.files import write_whole
-from jaxdiff.model import Model
+from jaxdiff.model import Index, Model
 from jaxdiff.numerics import batch_keys
-from jaxdiff.samplers import prior_sample, sample
+from jaxdiff.samplers import check, prior_sample, sample
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.loop import AVERAGE, CHECKPOINTS, RUN_FILE
 from jaxdiff.train.state import TrainState
@@ -87,6 +88,7 @@ def sample_run(
     num: int = 100,
     seed: int = 0,
     labels: Sequence[str] | None = None,
+    between: bool = False,
     batch_size: int = 128,
     checkpoint: str = "latest",
     overrides: Mapping[str, Any] = MappingProxyType({}),
@@ -105,7 +107,10 @@ def sample_run(
     config.sample.update(overrides)
     wanted = labels_of(config, num, labels)
     sampler, levels = build.sampler(config), build.levels(config, model.process)
+    if between and isinstance(model.time_input, Index):
+        model = replace(model, time_input=replace(model.time_input, between=True))
     denoise = model.denoiser(params)
+    check(denoise, sampler, levels)
     for transform in build.transforms(config):
         denoise = transform(denoise)
     out.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work

@@ -52,7 +52,7 @@ class ImageFolder:
         UsageError: for a folder without images, an unreadable file, links out of the folder, mixed sizes without
             `image_size`; from `__getitem__` for a file that turns out to be corrupt.
 
-    Example:
+    Examples:
         >>> import tempfile, numpy as np
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as path:

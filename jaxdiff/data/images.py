@@ -42,7 +42,7 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     Returns:
         A PIL image of `size` x `size`.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> centre_crop(Image.new("L", (100, 70)), 32).size
         (32, 32)
@@ -72,7 +72,7 @@ def fit(image: Image.Image, channels: int, image_size: int | None) -> np.ndarray
     Returns:
         uint8 [H, W, channels].
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> fit(Image.new("RGB", (9, 5)), 1, None).shape
         (5, 9, 1)

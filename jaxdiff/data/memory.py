@@ -21,7 +21,7 @@ class InMemory:
     Raises:
         UsageError: where the arrays do not belong together.
 
-    Example:
+    Examples:
         >>> source = InMemory(np.zeros([5, 8, 8, 1], np.uint8), np.arange(5), num_classes=5)
         >>> len(source), source.shape, source[3]["label"]
         (5, (8, 8, 1), 3)
@@ -64,7 +64,7 @@ def load(source: Source, limit_bytes: int = 512 * 2**20) -> Source:
     Returns:
         An `InMemory` source, or `source` itself where it is larger (or in memory already).
 
-    Example:
+    Examples:
         >>> small = InMemory(np.zeros([5, 8, 8, 1], np.uint8))
         >>> load(small) is small
         True

@@ -42,7 +42,7 @@ class Batches:
     Raises:
         UsageError: where the numbers do not fit each other.
 
-    Example:
+    Examples:
         >>> source = InMemory(np.zeros([50, 8, 8, 1], np.uint8), np.zeros(50, np.int32), num_classes=10)
         >>> batch = Batches(source, batch_size=16, seed=0)[1000]
         >>> batch["x0"].shape, batch["cond"]["label"].shape
@@ -121,7 +121,7 @@ def iterate(
     Raises:
         UsageError: for numbers out of range.
 
-    Example:
+    Examples:
         >>> source = InMemory(np.zeros([50, 8, 8, 1], np.uint8))
         >>> len(list(iterate(Batches(source, batch_size=16, seed=0), 3, 7)))
         4

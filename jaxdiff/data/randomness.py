@@ -50,7 +50,7 @@ class Draw:
     Each call continues the stream of the whole batch: the second call of all processes together gives what the second
     call of one process gives.
 
-    Example:
+    Examples:
         >>> whole, part = Draw(0, 7, 8, 0, 8), Draw(0, 7, 8, 2, 5)
         >>> bool((whole(3)[2:5] == part(3)).all())
         True

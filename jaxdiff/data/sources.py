@@ -60,7 +60,7 @@ def make(
     Raises:
         UsageError: for an unknown name or split, a set that is not prepared, or a folder that cannot be used.
 
-    Example:
+    Examples:
         >>> source = make("digits", split="train[:10%]")
         >>> len(source), source.shape, source.num_classes
         (180, (8, 8, 1), 10)

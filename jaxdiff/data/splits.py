@@ -20,7 +20,7 @@ def bounds(split: str, count: int) -> range:
     Raises:
         UsageError: for another split, or one that selects nothing.
 
-    Example:
+    Examples:
         >>> bounds("train[90%:]", 50)
         range(45, 50)
     """

@@ -40,7 +40,7 @@ class RandomFlip:
     Raises:
         UsageError: for another axis or rate.
 
-    Example:
+    Examples:
         >>> image = np.array([1.0, 2.0], np.float32).reshape(1, 1, 2, 1)
         >>> RandomFlip(rate=1.0)(image, lambda *shape: np.zeros((1, *shape), np.float32)).ravel().tolist()
         [2.0, 1.0]
@@ -66,7 +66,7 @@ class RandomFlip:
 class Dequantize:
     """Add uniform noise of one grey level and scale by 255/256: continuous values in [0, 255), equation (2).
 
-    Example:
+    Examples:
         >>> half = lambda *shape: np.full((1, *shape), 0.5, np.float32)
         >>> float(Dequantize()(np.full((1, 1, 1, 1), 255, np.float32), half).item())
         254.501953125
@@ -87,7 +87,7 @@ class Dequantize:
 class ToUnitRange:
     """Scale [0, 255] to [-1, 1], equation (1).
 
-    Example:
+    Examples:
         >>> ToUnitRange()(np.array([0, 255], np.float32)).tolist()
         [-1.0, 1.0]
     """
@@ -107,7 +107,7 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     Returns:
         uint8 of the same shape, rounded to the nearest level.
 
-    Example:
+    Examples:
         >>> to_uint8(np.array([-1.0, 0.0, 1.2])).tolist()
         [0, 128, 255]
     """
@@ -133,7 +133,7 @@ def make(names: Iterable[str]) -> tuple[Transform, ...]:
     Raises:
         UsageError: for a name that does not exist.
 
-    Example:
+    Examples:
         >>> make(("flip", "dequantize"))
         (RandomFlip(axis='horizontal', rate=0.5), Dequantize())
     """

@@ -36,7 +36,7 @@ def classifier_free(scale: float | Array, null: Mapping[str, Any]) -> Callable[[
     Raises:
         UsageError: at the call, without a `cond` that has the keys of `null`.
 
-    Example:
+    Examples:
         >>> transform = classifier_free(2.0, {"label": 10})
 
     Reference: Ho, Salimans. 2022. arXiv:2207.12598.

@@ -121,7 +121,7 @@ def bound(
         UsageError: for an unknown kind, variance or decoder, too few levels or draws, a grid that does not end at
             clean data, or "learned" with a denoiser that has no variance.
 
-    Example:
+    Examples:
         >>> import jaxdiff
         >>> process = jaxdiff.processes.ddpm_linear()
         >>> denoise = jaxdiff.analytic.Gaussian(jnp.zeros(2), jnp.eye(2)).denoiser(process)

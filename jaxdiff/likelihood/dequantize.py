@@ -44,7 +44,7 @@ def uniform_noise(key: Array, values: Shaped[Array, " b *d"]) -> tuple[Float[Arr
     Returns:
         u of the shape of values, and zeros [B].
 
-    Example:
+    Examples:
         >>> uniform_noise(jax.random.key(0), jnp.zeros((2, 3)))[1]
         Array([0., 0.], dtype=float32)
     """
@@ -80,7 +80,7 @@ def dequantized_log_prob(
     Raises:
         UsageError: for samples < 1 or bins < 2.
 
-    Example:
+    Examples:
         >>> flat = lambda x, key: jnp.full(x.shape[0], -jnp.log(2.0) * x[0].size)  # uniform over [-1, 1]
         >>> nats = -dequantized_log_prob(flat, jnp.array([[0, 17, 255]]), jax.random.key(0))
         >>> print(bits_per_dim(nats, (1, 3), width=1))
@@ -120,7 +120,7 @@ def bits_per_dim(nats: Any, shape: Sequence[int], *, width: float | int = 1 / 12
     Raises:
         UsageError: for a width that is not positive.
 
-    Example:
+    Examples:
         >>> round(bits_per_dim(3072 * math.log(2.0), (1, 32, 32, 3)), 6)  # a density of 1/2: uniform over [-1, 1]
         8.0
 

@@ -95,7 +95,7 @@ def angular(process: ForwardProcess, n: int) -> Level:
     Raises:
         UsageError: for n < 1.
 
-    Example:
+    Examples:
         >>> from jaxdiff import processes
         >>> levels = angular(processes.cosine(), 4)
         >>> print(jnp.degrees(jnp.arctan2(levels.sigma, levels.alpha)).round(1))
@@ -142,7 +142,7 @@ def log_prob(
         UsageError: for another trace, order or number of probes, a grid that does not end at clean data, or a
             condition of another batch size.
 
-    Example:
+    Examples:
         >>> import jaxdiff
         >>> process = jaxdiff.processes.vp_sde()
         >>> denoise = jaxdiff.analytic.Gaussian(jnp.zeros(2), jnp.eye(2)).denoiser(process)

@@ -33,7 +33,7 @@ def make(name: str, **fields: Any) -> Network:
     Raises:
         UsageError: an unknown name or field, with the nearest one that exists; what the module itself refuses.
 
-    Example:
+    Examples:
         >>> make("unet", channels=64).module.channels
         64
     """

@@ -25,7 +25,7 @@ class SelfAttention(nn.Module):
     Raises:
         UsageError: a channel count that the heads do not divide.
 
-    Example:
+    Examples:
         >>> import jax
         >>> y, _ = SelfAttention(num_heads=2).init_with_output(jax.random.key(0), jax.numpy.ones((1, 4, 4, 8)))
         >>> y.shape

@@ -29,7 +29,7 @@ class Dropout(nn.Module):
     Raises:
         UsageError: `train` with a rate above 0 and no typed keys [B]; a rate outside [0, 1).
 
-    Example:
+    Examples:
         >>> import jax
         >>> keys = jax.random.split(jax.random.key(0), 4)
         >>> y = Dropout(0.5).bind({})(jax.numpy.ones((4, 3)), train=True, rngs={"dropout": keys})

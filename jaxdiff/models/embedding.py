@@ -36,7 +36,7 @@ def sinusoidal_embedding(t: Array, features: int) -> Array:
     Raises:
         UsageError: fewer than 4 features.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> sinusoidal_embedding(jnp.zeros(1), 4).tolist()
         [[0.0, 0.0, 1.0, 1.0]]
@@ -61,7 +61,7 @@ class FourierEmbedding(nn.Module):
 
     Calling it takes t [B] and returns float32 [B, 2 features].
 
-    Example:
+    Examples:
         >>> import jax
         >>> y, _ = FourierEmbedding(8).init_with_output(jax.random.key(0), jax.numpy.zeros(3))
         >>> y.shape
@@ -93,7 +93,7 @@ class TimeEmbedding(nn.Module):
     Raises:
         UsageError: an unknown `kind`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> y, _ = TimeEmbedding(8).init_with_output(jax.random.key(0), jax.numpy.zeros(3))
         >>> y.shape

@@ -37,7 +37,7 @@ def ddpm_init(scale: float = 1.0) -> nn.initializers.Initializer:
     Returns:
         An initialiser (key, shape, dtype) -> array.
 
-    Example:
+    Examples:
         >>> import jax
         >>> float(ddpm_init(0.0)(jax.random.key(0), (2, 3)).sum())
         0.0
@@ -71,7 +71,7 @@ def conv(
     Returns:
         The Linen module.
 
-    Example:
+    Examples:
         >>> import jax
         >>> y, _ = conv(4, 1, stride=2).init_with_output(jax.random.key(0), jax.numpy.ones((2, 8, 3)))
         >>> y.shape
@@ -95,7 +95,7 @@ def dense(features: int, *, scale: float = 1.0, dtype: Any = jnp.float32, name: 
     Returns:
         The Linen module.
 
-    Example:
+    Examples:
         >>> import jax
         >>> y, _ = dense(4).init_with_output(jax.random.key(0), jax.numpy.ones((2, 8, 8, 3)))
         >>> y.shape
@@ -120,7 +120,7 @@ class GroupNorm(nn.Module):
     Calling it takes x [B, ..spatial.., C] and optionally `scale`, `shift` [B, C], and returns
     norm(x) (1 + scale) + shift, of the shape of x (adaptive group normalisation, for the price of the plain one).
 
-    Example:
+    Examples:
         >>> import jax
         >>> y, _ = GroupNorm().init_with_output(jax.random.key(0), jax.numpy.arange(48.0).reshape(1, 4, 4, 3))
         >>> y.shape
@@ -178,7 +178,7 @@ class Downsample(nn.Module):
         learned: with a convolution.
         dtype: compute type.
 
-    Example:
+    Examples:
         >>> import jax
         >>> y, _ = Downsample(learned=False).init_with_output(jax.random.key(0), jax.numpy.ones((1, 8, 6, 3)))
         >>> y.shape
@@ -203,7 +203,7 @@ class Upsample(nn.Module):
         learned: with a convolution.
         dtype: compute type.
 
-    Example:
+    Examples:
         >>> import jax
         >>> y, _ = Upsample(learned=False).init_with_output(jax.random.key(0), jax.numpy.ones((1, 4, 3, 3)))
         >>> y.shape
@@ -237,7 +237,7 @@ class ResBlock(nn.Module):
     Raises:
         UsageError: an unknown `conditioning`; `train` with dropout but without keys.
 
-    Example:
+    Examples:
         >>> import jax
         >>> args = jax.numpy.ones((1, 8, 8, 3)), jax.numpy.ones((1, 16))
         >>> y, _ = ResBlock(8).init_with_output(jax.random.key(0), *args)

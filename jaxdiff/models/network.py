@@ -20,7 +20,7 @@ class Network:
     Args:
         module: any module with `__call__(x, t, cond=None, *, train=False, rngs=None)` and no state but parameters.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jaxdiff.models import UNet
         >>> net = Network(UNet(channels=8, channel_mult=(1,), num_res_blocks=1))

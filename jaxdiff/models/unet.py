@@ -55,7 +55,7 @@ class UNet(nn.Module):
     Raises:
         UsageError: a field out of range (when built); a size, time, label or key that does not fit (when traced).
 
-    Example:
+    Examples:
         >>> import jax
         >>> net = UNet(channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=())
         >>> x, t = jax.numpy.ones((2, 8, 8, 3)), jax.numpy.zeros(2)

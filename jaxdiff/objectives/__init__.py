@@ -115,7 +115,7 @@ def make(
         UsageError: for an unknown name or argument, with the nearest one; for a weight or times other than the
             default where the objective has none to choose; for a process that cannot serve.
 
-    Example:
+    Examples:
         >>> make("stratified", "min_snr", weight_args={"gamma": 3.0}).weight
         MinSNR(gamma=3.0)
     """

@@ -46,7 +46,7 @@ class Denoising:
         distance: the distance between answer and target (`jaxdiff.objectives.distances`).
         offset: strength of offset noise (`jaxdiff.objectives.base`, equation 2); with it eps is not N(0, I).
 
-    Example:
+    Examples:
         >>> from jaxdiff.objectives import MinSNR, Stratified
         >>> Denoising(Stratified(), MinSNR(5.0)).weight.gamma
         5.0

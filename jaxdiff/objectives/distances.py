@@ -43,7 +43,7 @@ class PseudoHuber:
     Args:
         factor: c / sqrt(D), for D numbers per example.
 
-    Example:
+    Examples:
         >>> y = jnp.array([[3.0, 4.0]])
         >>> print(f"{PseudoHuber()(y, 0 * y)[0]:.3f}")
         4.999

@@ -56,7 +56,7 @@ class ContinuousELBO:
     Raises:
         UsageError: for times without a density; at the call, for a process with steps.
 
-    Example:
+    Examples:
         >>> from jaxdiff.objectives import Uniform
         >>> ContinuousELBO(Uniform(1e-3)).times
         Uniform(t_min=0.001)

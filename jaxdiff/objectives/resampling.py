@@ -54,7 +54,7 @@ class LossSecondMoment:
     Raises:
         UsageError: for arguments out of range.
 
-    Example:
+    Examples:
         >>> rule = LossSecondMoment(history=1)
         >>> state = rule.update(rule.init(2), jnp.array([0, 1]), jnp.array([1.0, 3.0]))
         >>> print(*(f"{p:.3f}" for p in rule.probabilities(state)))

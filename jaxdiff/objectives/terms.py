@@ -38,7 +38,7 @@ def gaussian_kl(
     Returns:
         Non-negative numbers of the shape of mean1; sum over an example's elements for its divergence.
 
-    Example:
+    Examples:
         >>> one = jnp.ones(())
         >>> float(gaussian_kl(one, 0 * one, -one, 0 * one))
         2.0
@@ -64,7 +64,7 @@ def discretized_gaussian_log_prob(
     Raises:
         UsageError: for fewer than 2 bins.
 
-    Example:
+    Examples:
         >>> x0 = jnp.linspace(-1, 1, 256)
         >>> log_prob = discretized_gaussian_log_prob(x0, jnp.full(256, 0.3), jnp.full(256, -2.0))
         >>> print(f"{jnp.exp(log_prob).sum():.4f}")

@@ -10,7 +10,7 @@ from typing import Any
 from jaxdiff.errors import unknown
 from jaxdiff.samplers.adaptive import Adaptive
 from jaxdiff.samplers.annealed_langevin import AnnealedLangevin
-from jaxdiff.samplers.base import Sampler, generate, prior_sample, sample, trajectory
+from jaxdiff.samplers.base import Sampler, check, generate, prior_sample, sample, trajectory
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.deis import DEIS
@@ -59,6 +59,7 @@ __all__ = [
     "SDEDPMpp3M",
     "Sampler",
     "UniPC",
+    "check",
     "generate",
     "invert",
     "langevin",
@@ -142,7 +143,7 @@ def make(name: str, **kwargs: Any) -> Sampler:
     Raises:
         UsageError: for an unknown name or field, with the nearest one.
 
-    Example:
+    Examples:
         >>> make("ddim", eta=0.5)
         DDIM(eta=0.5)
     """

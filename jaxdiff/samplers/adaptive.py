@@ -74,7 +74,7 @@ class Adaptive:
     Raises:
         UsageError: for another order or a value outside its range.
 
-    Example:
+    Examples:
         >>> import jaxdiff
         >>> process = jaxdiff.processes.vp_sde()
         >>> denoise = jaxdiff.analytic.Gaussian(jnp.zeros(2), jnp.eye(2)).denoiser(process)

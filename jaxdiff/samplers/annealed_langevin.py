@@ -61,7 +61,7 @@ class AnnealedLangevin:
     Raises:
         UsageError: for arguments out of range.
 
-    Example:
+    Examples:
         >>> AnnealedLangevin(steps=5, step_size=0.062).nfe
         5
 

@@ -117,7 +117,7 @@ def sample(
     Raises:
         UsageError: if the levels, keys or conditions do not fit.
 
-    Example:
+    Examples:
         >>> import jax, jaxdiff
         >>> process = jaxdiff.processes.ddpm_linear()
         >>> denoise = jaxdiff.analytic.Gaussian(jax.numpy.zeros(2), jax.numpy.eye(2)).denoiser(process)
@@ -136,7 +136,7 @@ def sample(
             raise UsageError(
                 f"cond must have the batch size {x.shape[0]} as its first axis, got shape {jnp.shape(leaf)}"
             )
-    _check_rows(denoise, sampler, levels)
+    check(denoise, sampler, levels)
     steps = levels.t.shape[0] - 1
     length = _padded_length(steps, max_steps, checkpoint)
     if length > steps:
@@ -148,12 +148,24 @@ def sample(
     return x, jax.tree.map(lambda a: a[:steps], collected) if length > steps else collected
 
 
-def _check_rows(denoise: Denoiser, sampler: Sampler, levels: Level) -> None:
-    """Refuse levels between the rows of a table where the network knows rows only."""
+def check(denoise: Denoiser, sampler: Sampler, levels: Level) -> None:
+    """Refuse what would ask a network of row indices between the rows of its process. `sample` does this by itself.
+
+    Args:
+        denoise: the denoiser.
+        sampler: the sampler.
+        levels: stacked levels; not looked at while they are traced.
+
+    Raises:
+        UsageError: naming the sampler or the first such time.
+    """
     rows = denoise.process.num_steps
     if not denoise.rows_only or rows is None:
         return
-    advice = f"use Index({rows}, between=True) (in a config, time_input='index_between') if the network may be asked so"
+    advice = (
+        f"use Index({rows}, between=True) if the network may be asked so (in a config time_input='index_between', "
+        "for 'jaxdiff sample' --between)"
+    )
     if getattr(sampler, "between", False):
         raise UsageError(f"{sampler} evaluates between the rows of a process of {rows} steps: {advice}")
     if isinstance(levels.t, jax.core.Tracer):

@@ -44,7 +44,7 @@ def per_step(s_churn: float, num_steps: int) -> float:
     Returns:
         The `churn` of a sampler.
 
-    Example:
+    Examples:
         >>> per_step(40.0, 256)
         0.15625
 

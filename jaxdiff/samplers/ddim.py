@@ -27,7 +27,7 @@ class DDIM:
     Args:
         eta: noise added per step, in [0, 1], as a fraction of the posterior's standard deviation.
 
-    Example:
+    Examples:
         >>> DDIM(eta=0.5)
         DDIM(eta=0.5)
 

@@ -38,7 +38,7 @@ class DDPM:
     Raises:
         UsageError: for another variance; when sampling, for "learned" with a model that has none.
 
-    Example:
+    Examples:
         >>> DDPM("beta").nfe
         1
 

@@ -49,7 +49,7 @@ class DEIS:
     Raises:
         UsageError: for another order or variable.
 
-    Example:
+    Examples:
         >>> DEIS().order, DEIS(2, "rho").nfe
         (3, 1)
 

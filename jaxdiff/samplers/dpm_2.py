@@ -39,7 +39,7 @@ class DPM2(Churned):
         s_max: and at most this.
         s_noise: standard deviation of the new noise.
 
-    Example:
+    Examples:
         >>> DPM2().between
         True
 
@@ -68,7 +68,7 @@ class DPM2Ancestral:
             noise is new.
         s_noise: standard deviation of the new noise; 1 is exact.
 
-    Example:
+    Examples:
         >>> DPM2Ancestral(eta=0.5)
         DPM2Ancestral(eta=0.5, s_noise=1.0)
 

@@ -52,7 +52,7 @@ class DPMSolver:
     Raises:
         UsageError: for another order.
 
-    Example:
+    Examples:
         >>> DPMSolver(order=3).nfe
         3
 

@@ -76,7 +76,7 @@ class DPMpp2M:
     Raises:
         UsageError: for another rule.
 
-    Example:
+    Examples:
         >>> DPMpp2M().nfe
         1
 
@@ -108,7 +108,7 @@ class DPMpp3M:
     Args:
         exact: whether to give the second difference its exact weight (3), for order 3.
 
-    Example:
+    Examples:
         >>> DPMpp3M().order, DPMpp3M(exact=True).order
         (2, 3)
 

@@ -25,7 +25,7 @@ from jaxdiff.types import Array, Cond, Level
 class DPMpp2S:
     """DPM-Solver++(2S), singlestep. Steps from pure noise and to clean data are of first order.
 
-    Example:
+    Examples:
         >>> DPMpp2S().nfe
         2
 

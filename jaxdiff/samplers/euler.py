@@ -35,7 +35,7 @@ class Euler(Churned):
         s_max: and at most this.
         s_noise: standard deviation of the new noise.
 
-    Example:
+    Examples:
         >>> from jaxdiff.samplers.churn import per_step
         >>> Euler(churn=per_step(10.0, 50)).churn
         0.2
@@ -61,7 +61,7 @@ class EulerAncestral:
             noise is new.
         s_noise: standard deviation of the new noise; 1 is exact.
 
-    Example:
+    Examples:
         >>> EulerAncestral(eta=0.5)
         EulerAncestral(eta=0.5, s_noise=1.0)
 

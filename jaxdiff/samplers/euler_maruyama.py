@@ -38,7 +38,7 @@ class EulerMaruyama:
 
     At high noise it is unstable with steps of d > 4, a factor 7 in sigma; `ReverseDiffusion` bears any.
 
-    Example:
+    Examples:
         >>> EulerMaruyama().order
         1
 

@@ -51,7 +51,7 @@ class Heun(Churned):
     Raises:
         UsageError: for a value outside these ranges.
 
-    Example:
+    Examples:
         >>> Heun(alpha=2 / 3).order
         2
 

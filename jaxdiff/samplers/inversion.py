@@ -53,7 +53,7 @@ def invert(
     Raises:
         UsageError: for a sampler that draws noise, or a grid that does not end at clean data.
 
-    Example:
+    Examples:
         >>> import jaxdiff, jax.numpy as jnp
         >>> process = jaxdiff.processes.vp_sde()
         >>> denoise = jaxdiff.analytic.Gaussian(jnp.zeros(2), jnp.eye(2)).denoiser(process)

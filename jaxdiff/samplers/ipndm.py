@@ -45,7 +45,7 @@ class IPNDM:
     Raises:
         UsageError: for another solver_order.
 
-    Example:
+    Examples:
         >>> IPNDM().order, IPNDM(variable=True).order
         (2, 4)
 

@@ -86,7 +86,7 @@ class Corrected:
     Raises:
         UsageError: for steps below 1, an snr out of range, or an unknown norm.
 
-    Example:
+    Examples:
         >>> Corrected(steps=2).nfe
         3
 
@@ -148,7 +148,7 @@ def langevin(sampler: Sampler, steps: int = 1, snr: float = 0.16, norm: str = "e
     Raises:
         UsageError: as `Corrected`.
 
-    Example:
+    Examples:
         >>> from jaxdiff.samplers import DDIM
         >>> langevin(DDIM(), steps=2)
         Corrected(sampler=DDIM(eta=0.0), steps=2, snr=0.16, norm='expected')

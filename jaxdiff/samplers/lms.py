@@ -28,7 +28,7 @@ class LMS:
     Raises:
         UsageError: for another order.
 
-    Example:
+    Examples:
         >>> LMS().order, LMS(2).nfe
         (4, 1)
 

@@ -32,7 +32,7 @@ def phi(k: int, z: Float[Array, "*z"]) -> Float[Array, "*z"]:
         k: 1 or more.
         z: finite numbers, any shape.
 
-    Example:
+    Examples:
         >>> print(f"{phi(1, jnp.float32(1.0)):.4f} {phi(3, jnp.float32(0.0)):.4f}")
         1.7183 0.1667
     """

@@ -52,7 +52,7 @@ class PNDM:
     Raises:
         UsageError: for another start.
 
-    Example:
+    Examples:
         >>> PNDM().order, PNDM().nfe
         (2, 1)
 

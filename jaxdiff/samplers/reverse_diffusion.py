@@ -42,7 +42,7 @@ from jaxdiff.types import Array, Cond, Level
 class ReverseDiffusion:
     """The reverse-diffusion predictor, equation (2).
 
-    Example:
+    Examples:
         >>> ReverseDiffusion().nfe
         1
 

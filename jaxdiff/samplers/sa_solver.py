@@ -60,7 +60,7 @@ class SASolver:
     Raises:
         UsageError: for arguments out of range.
 
-    Example:
+    Examples:
         >>> SASolver(predictor=3, corrector=3, tau=0.5).nfe
         1
 

@@ -61,7 +61,7 @@ class SDEDPMpp2M:
     Raises:
         UsageError: for a negative eta, or another rule.
 
-    Example:
+    Examples:
         >>> SDEDPMpp2M(eta=0.5)
         SDEDPMpp2M(eta=0.5, rule='midpoint')
 
@@ -100,7 +100,7 @@ class SDEDPMpp3M:
     Raises:
         UsageError: for a negative eta.
 
-    Example:
+    Examples:
         >>> SDEDPMpp3M().nfe
         1
 

@@ -57,7 +57,7 @@ class UniPC:
     Raises:
         UsageError: for another solver_order, variant or prediction.
 
-    Example:
+    Examples:
         >>> UniPC().order, UniPC(3).order, UniPC(3, corrector=False).order
         (3, 4, 3)
 
