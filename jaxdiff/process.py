@@ -45,8 +45,24 @@ class VariancePreserving:
     """alpha^2 + sigma^2 = 1."""
 
     def __call__(self, log_snr: Any) -> tuple[Any, Any]:
-        xp = namespace(log_snr)
-        return xp.sqrt(sigmoid(log_snr)), xp.sqrt(sigmoid(-log_snr))
+        if namespace(log_snr) is jnp:
+            return _unit_variance(log_snr)
+        return np.sqrt(sigmoid(log_snr)), np.sqrt(sigmoid(-log_snr))
+
+
+@jax.custom_jvp
+def _unit_variance(log_snr: Array) -> tuple[Array, Array]:
+    return jnp.sqrt(sigmoid(log_snr)), jnp.sqrt(sigmoid(-log_snr))
+
+
+@_unit_variance.defjvp
+def _unit_variance_jvp(
+    primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    # The root has no derivative at 0, where alpha or sigma of log_snr has: it is 0.
+    alpha, sigma = _unit_variance(primals[0])
+    half = 0.5 * tangents[0]
+    return (alpha, sigma), (half * alpha * sigma**2, -half * sigma * alpha**2)
 
 
 @dataclass(frozen=True)

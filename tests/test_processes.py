@@ -10,7 +10,15 @@ import scipy.stats
 
 from jaxdiff import processes
 from jaxdiff.errors import UsageError
-from jaxdiff.process import SubVariancePreserving, q_posterior, q_sample, q_transition
+from jaxdiff.process import (
+    Straight,
+    SubVariancePreserving,
+    VarianceExploding,
+    VariancePreserving,
+    q_posterior,
+    q_sample,
+    q_transition,
+)
 from jaxdiff.types import Level
 
 ALL = {
@@ -303,6 +311,16 @@ def test_velocity_is_the_derivative(name, x64):
 @pytest.mark.parametrize("name", ALL)
 def test_velocity_is_finite_at_the_ends(name):
     assert np.isfinite(computed(name)[3]).all()
+
+
+@pytest.mark.parametrize("scaling", [VariancePreserving(), VarianceExploding(), Straight(), SubVariancePreserving()])
+def test_scalings_have_derivatives_where_a_coefficient_is_zero(scaling, x64):
+    log_snr, one = jnp.array([-3.0, 2.0, jnp.inf, -jnp.inf]), jnp.ones(4)
+    rates = jax.jvp(lambda a: jnp.stack(scaling(a)), (log_snr,), (one,))[1]
+    up, down = (jnp.stack(scaling(log_snr[:2] + h)) for h in (1e-6, -1e-6))
+    np.testing.assert_allclose(rates[:, :2], (up - down) / 2e-6, rtol=1e-6, atol=1e-12)
+    ends = slice(2, 3 if isinstance(scaling, VarianceExploding) else 4)  # sigma is infinite at pure noise
+    np.testing.assert_allclose(rates[:, ends], 0.0, atol=1e-12)
 
 
 def test_velocity_of_the_straight_path_at_its_ends():
