@@ -27,7 +27,8 @@ Every sampler of `jaxdiff.samplers` on one problem: a mixture of eight narrow mo
 `python -m benchmarks.sampler_table`.
 
 - **order**: of convergence in the number of steps; for a stochastic sampler the weak order, that of the sample's
-  moments. Measured for every row by `tests/contracts/test_samplers.py`.
+  moments; 0 where a bias stays that more steps do not take away. Measured by `tests/contracts/test_samplers.py` on a
+  grid whose first steps are short: a multistep sampler begins with low order, and on a coarse start that shows.
 - **per step**: evaluations of the denoiser (NFE) in one step; the last one, to clean data, costs one.
 - **error at 10, 20, 40 NFE**: of a deterministic sampler the mean distance between where a sample ends and where the
   exact probability flow ends from the same noise (the data's modes are 2 or more apart, their standard deviation is

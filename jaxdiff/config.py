@@ -35,9 +35,11 @@ def default_config() -> ConfigDict:
             "sigma_data": 0.5,  # the data's standard deviation, where prediction or input_scale need it
             "objective": {
                 "name": "denoising",  # denoising, hybrid and vlb (learned variance), elbo, discrete_elbo, sliced_score
-                "times": "uniform",  # uniform, stratified, log_normal, uniform_log_snr, logit_normal, mode
-                "times_args": {},  # their own arguments, such as {"mean": -0.8}
-                "weight": "simple",  # simple, snr, min_snr, soft_min_snr, sigmoid, p2, edm, likelihood
+                # "" for the objective's own; uniform, stratified, log_normal, uniform_log_snr, logit_normal, mode
+                "times": "",
+                "times_args": {},  # their own arguments, as a whole: --config.objective.times_args="{'mean': -0.8}"
+                # "" for the objective's own; simple, snr, min_snr, soft_min_snr, sigmoid, p2, edm, likelihood
+                "weight": "",
                 "weight_args": {},  # such as {"gamma": 3.0}
                 "args": {},  # the objective's further arguments, such as {"offset": 0.1}
                 "label_dropout": 0.1,  # share of null labels; classifier-free guidance needs it

@@ -140,15 +140,15 @@ def beta(process: ForwardProcess, n: int, a: float = 0.6, b: float = 0.6) -> Lev
     Args:
         process: any process.
         n: number of steps, at least 1 and at most a table's number of rows.
-        a: positive; smaller spends more steps near the data.
-        b: positive; smaller spends more steps near the noise.
+        a: in 0.1 to 10; smaller spends more steps near the data.
+        b: in 0.1 to 10; smaller spends more steps near the noise.
 
     Reference: Lee et al. Beta sampling is all you need. 2024. arXiv:2407.12173; 0.6 is what
         the samplers in use take (ComfyUI, diffusers).
     """
     _check(process, n)
-    if not (a > 0 and b > 0):
-        raise UsageError(f"a={a:g}, b={b:g}: need a > 0 and b > 0")
+    if not (0.1 <= a <= 10 and 0.1 <= b <= 10):
+        raise UsageError(f"a={a:g}, b={b:g}: allowed are 0.1 to 10")
     return _nearest(process, _beta_quantile(np.linspace(1.0, 0.0, n + 1)[:-1], a, b))
 
 
@@ -201,18 +201,21 @@ def steps(process: ForwardProcess, indices: Sequence[int]) -> Level:
     Raises:
         UsageError: for a continuous process, or indices that do not decrease or are out of range.
     """
-    rows = np.asarray(indices, np.int64)
+    given = np.asarray(indices)
+    rows = given.astype(np.int64)
     if process.num_steps is None:
         raise UsageError("grid 'steps' needs a process with steps; use 'explicit' with times in [0, 1]")
-    if rows.size == 0 or rows.min() < 0 or rows.max() >= process.num_steps or (np.diff(rows) >= 0).any():
-        raise UsageError(f"indices must decrease within 0..{process.num_steps - 1}, got {list(indices)[:8]}")
+    last = process.num_steps - 1
+    falling = rows.size > 0 and (rows == given).all() and (np.diff(rows) < 0).all()
+    if not (falling and rows[-1] >= 0 and rows[0] <= last):
+        raise UsageError(f"indices must be whole numbers that decrease within 0..{last}, got {list(indices)[:8]}")
     return _rows(process, rows + 1)
 
 
 def explicit(process: ForwardProcess, times: Sequence[float] | np.ndarray) -> Level:
     """The given process times, decreasing in [0, 1]; a last time of 0 is clean data."""
     t = np.asarray(times, np.float64)
-    if t.ndim != 1 or t.size < 2 or t.min() < 0 or t.max() > 1 or (np.diff(t) >= 0).any():
+    if t.ndim != 1 or t.size < 2 or not (t.min() >= 0 and t.max() <= 1 and (np.diff(t) < 0).all()):
         raise UsageError(f"times must be two or more numbers that decrease within [0, 1], got {t.tolist()[:8]}")
     level = process(t)
     clean = process.at(np.float64(np.inf))

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Float
 
@@ -19,6 +20,8 @@ from jaxdiff.numerics import expand
 from jaxdiff.prediction import Parametrization, to_prediction
 from jaxdiff.process import ForwardProcess
 from jaxdiff.types import Array, Cond, Level, Prediction, PyTree
+
+_MOST_LOG_SNR = 40.0
 
 
 @runtime_checkable
@@ -66,7 +69,9 @@ class Index:
     between: bool = False
 
     def __call__(self, level: Level) -> Array:
-        return level.t * self.num_steps - 1
+        index = level.t * self.num_steps - 1
+        # t = (i + 1) / T is not exact in binary, and a table of embeddings needs i.
+        return index if self.between else jnp.round(index)
 
 
 @dataclass(frozen=True)
@@ -81,18 +86,18 @@ class ScaledTime:
 
 @dataclass(frozen=True)
 class LogSNR:
-    """log_snr, as in variational diffusion models."""
+    """log_snr, as in variational diffusion models; within +-40, because it is infinite at pure noise."""
 
     def __call__(self, level: Level) -> Array:
-        return level.log_snr
+        return jnp.clip(level.log_snr, -_MOST_LOG_SNR, _MOST_LOG_SNR)
 
 
 @dataclass(frozen=True)
 class QuarterLogSigma:
-    """log(sigma / alpha) / 4: EDM's c_noise."""
+    """log(sigma / alpha) / 4: EDM's c_noise; the log-SNR within +-40."""
 
     def __call__(self, level: Level) -> Array:
-        return -level.log_snr / 8
+        return -jnp.clip(level.log_snr, -_MOST_LOG_SNR, _MOST_LOG_SNR) / 8
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,38 @@ class Denoiser:
 
 
 jax.tree_util.register_dataclass(Denoiser, data_fields=["fn"], meta_fields=["process", "rows_only"])
+
+
+def check_rows(denoise: Denoiser, t: Any, *, what: str, between: bool = False) -> None:
+    """Refuse a time between the rows of a table process where the network takes a row's index.
+
+    Args:
+        denoise: the denoiser.
+        t: process times, any shape; not looked at while they are traced.
+        what: what asks, for the message.
+        between: whether it asks at times of its own as well.
+
+    Raises:
+        UsageError: naming `what`, or the first such time.
+    """
+    rows = denoise.process.num_steps
+    if not denoise.rows_only or rows is None:
+        return
+    advice = (
+        f"use Index({rows}, between=True) if the network may be asked so (in a config time_input='index_between', "
+        "for 'jaxdiff sample' --between)"
+    )
+    if between:
+        raise UsageError(f"{what} evaluates between the rows of a process of {rows} steps: {advice}")
+    if isinstance(t, jax.core.Tracer):
+        return
+    position = np.asarray(t, np.float64) * rows
+    off = position[np.abs(position - np.round(position)) > 1e-3]
+    if off.size:
+        raise UsageError(
+            f"t={off[0] / rows:.6g} is between the rows of a process of {rows} steps: {advice}, "
+            "or a grid on its rows (uniform, trailing, leading, steps)"
+        )
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,12 @@ def safe_divide(num: Any, den: Any) -> Array:
     return jnp.where(zero, 0.0, num / jnp.where(zero, 1.0, den))
 
 
+def safe_sqrt(value: Any) -> Array:
+    """The root, 0 where `value` is not positive; derivatives stay finite there."""
+    positive = value > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1.0)), 0.0)
+
+
 def batch_keys(key: Array, batch: int) -> Array:
     """One key per example: example i of a batch gets the same key whatever the size of the batch.
 
@@ -97,6 +103,8 @@ def batch_keys(key: Array, batch: int) -> Array:
     Raises:
         UsageError: if a batch of keys has another length.
     """
+    if not hasattr(key, "dtype"):
+        raise UsageError(f"key must be a key of jax.random, got {key!r}: jax.random.key({key!r}) makes one of a number")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:

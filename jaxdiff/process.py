@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdiff.errors import UsageError
-from jaxdiff.numerics import as_float, expand, namespace, sigmoid
+from jaxdiff.numerics import as_float, expand, namespace, safe_sqrt, sigmoid
 from jaxdiff.schedules import NoiseSchedule
 from jaxdiff.types import Array, Level
 
@@ -192,7 +192,7 @@ def q_transition(cur: Level, nxt: Level) -> tuple[Array, Array]:
     Returns:
         (coef, std): q(x_cur | x_nxt) = N(coef x_nxt, std^2 I).
     """
-    return cur.alpha / nxt.alpha, cur.sigma * jnp.sqrt(_removed(cur, nxt))
+    return cur.alpha / nxt.alpha, cur.sigma * safe_sqrt(_removed(cur, nxt))
 
 
 def q_posterior(

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdiff.errors import UsageError
-from jaxdiff.model import Denoiser
+from jaxdiff.model import Denoiser, check_rows
 from jaxdiff.numerics import as_float, expand, safe_divide
 from jaxdiff.process import ForwardProcess
 from jaxdiff.types import Array, Cond, Level
@@ -81,6 +81,7 @@ def reverse_sde(
 
     Reference: Song et al. 2021. arXiv:2011.13456, equation 6.
     """
+    check_rows(denoise, t, what="reverse_sde")
     level, rate = _rates(denoise.process, t)
     prediction = denoise(x, level, cond)
     noise = rate.sigma - 0.5 * level.sigma * rate.log_snr
@@ -104,6 +105,7 @@ def probability_flow(
 
     Reference: Song et al. 2021. arXiv:2011.13456, equation 13.
     """
+    check_rows(denoise, t, what="probability_flow")
     level, rate = _rates(denoise.process, t)
     prediction = denoise(x, level, cond)
     return (expand(rate.alpha, x) * prediction.x0 + expand(rate.sigma, x) * prediction.eps).astype(x.dtype)
@@ -171,6 +173,7 @@ def solve_diffrax(
     for name, time in (("t0", t0), ("t1", t1)):
         if not 0 <= time <= 1:
             raise UsageError(f"{name}={time:g}: a process time lies in [0, 1]")
+    check_rows(denoise, t0, what="solve_diffrax", between=True)
     # As arrays: a Python number would be a constant of the compiled function.
     start, end = (jnp.asarray(time, jnp.result_type(float)) for time in (t0, t1))
     solution = diffrax.diffeqsolve(
@@ -184,7 +187,7 @@ def solve_diffrax(
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
         max_steps=max_steps,
     )
-    return solution.ys[0], solution.stats["num_steps"]
+    return solution.ys[0].astype(x.dtype), solution.stats["num_steps"]
 
 
 def _field(t: Array, x: Array, args: tuple[Denoiser, Cond]) -> Array:

@@ -180,6 +180,12 @@ def _end_points(sampler: Sampler, steps: tuple[int, ...], num: int) -> list[Arra
     return results
 
 
+def _said(hidden: bool, coarse: float, error: float) -> str:
+    if hidden:
+        return ": within its Monte-Carlo error"
+    return ": too small against its Monte-Carlo error to tell the order" if 8 * error > coarse else ""
+
+
 def _weak_order(sampler: Sampler, steps: tuple[int, ...], ends: Callable[[], list[Array]], moment: str) -> Check:
     values = [unit if moment == "mean" else unit**2 - 1 for unit in ends()]
     biases = [float(jnp.mean(value)) for value in values]
@@ -190,7 +196,7 @@ def _weak_order(sampler: Sampler, steps: tuple[int, ...], ends: Callable[[], lis
     hidden = fine < 3 * error
     measured = math.inf if hidden else math.log2(coarse / fine) / doublings
     figures = ", ".join(f"{bias:+.4f}" for bias in biases)
-    note = f"bias {figures} +- {error:.4f} at {steps} steps{': within its Monte-Carlo error' if hidden else ''}"
+    note = f"bias {figures} +- {error:.4f} at {steps} steps{_said(hidden, coarse, error)}"
     return Check("", fine <= allowed, measured, f"{sampler.order} - 0.35 or better, up to Monte-Carlo error", note)
 
 
@@ -267,8 +273,10 @@ def _one_trace(counts: Callable[[], tuple[list[int], int]]) -> Check:
 
 
 def _nfe(sampler: Sampler, counts: Callable[[], tuple[list[int], int]]) -> Check:
-    measured = counts()[1] / (3 * _STEPS)
-    return Check("", measured == sampler.nfe, measured, f"{sampler.nfe} per step")
+    runs, nfe = counts()[1], sampler.nfe or 0
+    # Two of the three grids end at clean data, where later stages need not be evaluated.
+    allowed = (3 * _STEPS * nfe, 3 * _STEPS * nfe - 2 * (nfe - 1))
+    return Check("", runs in allowed, runs / (3 * _STEPS), f"{nfe} per step, 1 for that to clean data")
 
 
 _ALL = ("order", "flow", "mean", "variance", "scaling", "finite", "batch", "bf16", "one trace", "nfe")

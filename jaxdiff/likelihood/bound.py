@@ -43,7 +43,7 @@ from jaxtyping import Float
 
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.likelihood.flow import check
-from jaxdiff.model import Denoiser
+from jaxdiff.model import Denoiser, check_rows
 from jaxdiff.numerics import batch_keys, expand, normal_like, softplus
 from jaxdiff.objectives.terms import discretized_gaussian_log_prob, gaussian_kl
 from jaxdiff.process import q_posterior, q_transition
@@ -64,7 +64,8 @@ class Bound(NamedTuple):
         prior: what the noisiest level still knows of x0; exact.
         diffusion: the sum over the levels, or the integral.
         reconstruction: the decoder's term.
-        stderr: standard error of `total` from the noise and the levels drawn, [B]; rather too large than too small.
+        stderr: standard error of `total` from the noise and the levels drawn, [B]; an estimate, from few large
+            terms where the data is narrow, so that twice it is no sure interval for a single example.
         nfe: denoiser evaluations.
     """
 
@@ -144,6 +145,7 @@ def bound(
         raise UsageError(f"draws={draws}: allowed is 2 or more, or None for every level")
     if decodes < 2:
         raise UsageError(f"decodes={decodes}: allowed is 2 or more")
+    check_rows(denoise, levels.t, what=f"bound of kind {kind!r}", between=kind == "continuous")
     keys = batch_keys(key, x0.shape[0])
     prior, diffusion, reconstruction, stderr = _terms(
         denoise, x0, keys, levels, cond, kind == "continuous", variance, decoder, draws, decodes, bins
@@ -211,8 +213,9 @@ def _terms(
     _, decoded = jax.lax.scan(decode, None, jnp.arange(decodes, dtype=jnp.uint32) + jnp.uint32(_DECODER))
     first = row(0)
     prior = 0.5 * _sum((first.alpha / first.sigma * x0) ** 2)
-    # One draw per stratum: neighbours stand in for a second draw, which can only overstate the variance.
-    spread = 0.5 * (jnp.diff(each, axis=0) ** 2).sum(0) * (count / (count - 1))
+    # One draw per stratum: its neighbours stand in for a second draw; the ends have one neighbour, which counts twice.
+    square = jnp.diff(each, axis=0) ** 2
+    spread = 0.25 * (2 * square.sum(0) + square[0] + square[-1])
     stderr = jnp.sqrt(spread + decoded.var(axis=0, ddof=1) / decodes)
     return prior, each.sum(0), decoded.mean(0), stderr
 

@@ -40,7 +40,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdiff.errors import UsageError, unknown
-from jaxdiff.model import Denoiser
+from jaxdiff.model import Denoiser, check_rows
 from jaxdiff.numerics import batch_keys
 from jaxdiff.process import ForwardProcess, stack
 from jaxdiff.sde import prior_log_prob
@@ -159,6 +159,7 @@ def log_prob(
     if probes < 1:
         raise UsageError(f"probes={probes}: allowed is 1 or more")
     check(levels, x0, cond)
+    check_rows(denoise, levels.t, what="log_prob with order=4", between=order == 4)
     keys = batch_keys(key, x0.shape[0])
     value, stderr = _integrate(denoise, x0, keys, levels, cond, trace == "exact", probes, order)
     return LogProb(value, stderr, 1 + len(_RULES[order].at) * (levels.t.shape[0] - 2))
@@ -171,6 +172,8 @@ def check(levels: Level, x0: Array, cond: Cond, least: int = 2) -> None:
     if not isinstance(levels.sigma, jax.core.Tracer) and np.asarray(levels.sigma)[-1] != 0:
         last = np.asarray(levels.sigma)[-1]
         raise UsageError(f"levels must end at clean data (sigma = 0), got sigma={last:g}")
+    if not isinstance(levels.log_snr, jax.core.Tracer) and not (np.diff(np.asarray(levels.log_snr)) > 0).all():
+        raise UsageError("levels must be the noisiest first, each cleaner than the one before")
     for leaf in jax.tree.leaves(cond):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != x0.shape[0]:
             raise UsageError(f"cond must have the batch size {x0.shape[0]} as its first axis, got {jnp.shape(leaf)}")

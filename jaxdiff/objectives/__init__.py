@@ -89,8 +89,8 @@ OBJECTIVES: dict[str, Any] = {
 
 
 def make(
-    times: str = "uniform",
-    weight: str = "simple",
+    times: str = "",
+    weight: str = "",
     *,
     name: str = "denoising",
     process: ForwardProcess | None = None,
@@ -102,8 +102,8 @@ def make(
     """An objective by its name in `OBJECTIVES`, with its times and its weight by theirs.
 
     Args:
-        times: a name in `TIMES`.
-        weight: a name in `WEIGHTS`.
+        times: a name in `TIMES`; "" is the objective's own.
+        weight: a name in `WEIGHTS`; "" is the objective's own.
         name: a name in `OBJECTIVES`.
         process: the model's process, to be held against; weight "likelihood" needs it.
         train: whether the network runs with dropout; False to evaluate.
@@ -112,8 +112,8 @@ def make(
         args: further arguments of the objective, such as {"offset": 0.1}; a distance by its name in `DISTANCES`.
 
     Raises:
-        UsageError: for an unknown name or argument, with the nearest one; for a weight or times other than the
-            default where the objective has none to choose; for a process that cannot serve.
+        UsageError: for an unknown name or argument, with the nearest one; for a weight or times where the objective
+            has none to choose; for a process that cannot serve.
 
     Examples:
         >>> make("stratified", "min_snr", weight_args={"gamma": 3.0}).weight
@@ -128,15 +128,20 @@ def make(
         if process is None:
             raise UsageError("weight 'likelihood' needs the model's process")
         weight_args["process"] = process
+    for key in ("times", "weight", "train"):
+        if key in args:
+            raise UsageError(f"objective args {key!r}: give it as objective.{key}")
     fields = {field.name for field in dataclasses.fields(OBJECTIVES[name])}
-    for part, registry, chosen, given, default in (
-        ("times", TIMES, times, times_args, "uniform"),
-        ("weight", WEIGHTS, weight, weight_args, "simple"),
+    for part, registry, chosen, given in (
+        ("times", TIMES, times, times_args),
+        ("weight", WEIGHTS, weight, weight_args),
     ):
-        if part in fields:
+        if (chosen or given) and part not in fields:
+            raise UsageError(f"objective '{name}' has no {part} to choose, got '{chosen}'; leave it empty")
+        if given and not chosen:
+            raise UsageError(f"{part}_args={dict(given)}: say which {part} they are for")
+        if chosen:
             args[part] = _checked(part, chosen, registry, given)
-        elif chosen != default or given:
-            raise UsageError(f"objective '{name}' has no {part} to choose, got '{chosen}'; leave it at '{default}'")
     made: Objective = _checked("objective", name, OBJECTIVES, {**args, "train": train})
     checks = (getattr(one, "check", None) for one in (made, getattr(made, "times", None)))
     for check in checks:

@@ -155,6 +155,9 @@ class DiscreteELBO:
         self.check(model.process)
         times = _Steps(self.steps, self.t_min)
         drawn = noised(model, params, batch, keys, times, train=self.train)
-        error, metrics = _eps_error(model, drawn)
-        growth = jnp.expm1(times.before(model.process, drawn.level).log_snr - drawn.level.log_snr)
-        return 0.5 * times.count(model.process) * growth * error, metrics
+        square = sum_per_example((drawn.output - target(model.prediction, drawn.x0, drawn.eps, drawn.level)) ** 2)
+        before, here = times.before(model.process, drawn.level).log_snr, drawn.level.log_snr
+        # In the error of x0, which is finite where the level has no signal.
+        gain = -jnp.exp(before) * jnp.expm1(here - before) / error_scale(model.prediction, drawn.level) ** 2
+        metrics = {"mse": square / (drawn.x0.size // drawn.x0.shape[0])}
+        return 0.5 * times.count(model.process) * gain * square, metrics

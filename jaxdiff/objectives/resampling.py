@@ -6,7 +6,8 @@ has the least variance of all p, and tames the bound L_vlb, whose terms differ b
 estimated from the last 10 losses of each row; until every row has so many, p is uniform. A small share of p stays
 uniform, so that no row is forgotten.
 
-The history is a value, and an objective reads it from the batch; the training loop owns it:
+The history is a value, and an objective reads it from the batch. It is a building block: `jaxdiff train` does not
+carry it, a training loop of one's own does:
 
     loss, metrics = Resampled(VLB(Stratified()))(model, params, {**batch, "resampling": history}, keys)
     history = rule.update(history, metrics["row"], metrics["term"])

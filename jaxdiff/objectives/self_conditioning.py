@@ -5,7 +5,8 @@ In training that estimate is made on the spot, by the network itself without one
     x0_1 = x0_hat(x, level, self_cond = 0),
     loss of output(x, level, self_cond = stop_gradient(x0_1) with probability rate, else 0).      (1)
 
-The network reads it at `cond["self_cond"]`, an array of the shape of x. No gradient flows through the first answer.
+It is a building block: no network of the library reads it yet, and no sampler carries it. A network of one's own
+reads it at `cond["self_cond"]`, an array of the shape of x. No gradient flows through the first answer.
 Because examples do not depend on the batch around them, the first answer is made for all of them and used by some:
 about a third more time than without.
 

@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from jaxdiff.errors import UsageError
 from jaxdiff.model import Model
-from jaxdiff.numerics import batch_keys, expand, normal_like
+from jaxdiff.numerics import batch_keys, expand, normal_like, safe_divide
 from jaxdiff.objectives.base import sum_per_example
 from jaxdiff.objectives.times import Times, Uniform
 from jaxdiff.objectives.weights import SNR, Weight
@@ -82,5 +82,6 @@ class SlicedScoreMatching:
             return sum_per_example(signs * slope) + 0.5 * half, square
 
         values, squares = jax.lax.map(slice_of, jnp.arange(self.projections))
-        weight = self.weight(level, model.prediction) / error_scale(SCORE, level) ** 2
+        # No weight where there is no signal: there the score is known.
+        weight = safe_divide(self.weight(level, model.prediction), error_scale(SCORE, level) ** 2)
         return weight * values.mean(axis=0), {"score": squares[0]}

@@ -132,6 +132,10 @@ class LogNormal:
         if not self.std > 0:
             raise UsageError(f"std={self.std:g}: need std > 0")
 
+    def check(self, process: ForwardProcess) -> None:
+        """Refuse a process with steps, whose network knows its rows only."""
+        need_continuous("times 'log_normal'", process)
+
     def __call__(self, process: ForwardProcess, keys: Array, strata: Array | None = None) -> Level:
         del strata
         return process.at(-2 * (self.mean + self.std * jax.vmap(jax.random.normal)(keys)))

@@ -40,6 +40,11 @@ class Weight(Protocol):
     def __call__(self, level: Level, prediction: Parametrization) -> Array: ...
 
 
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise UsageError(f"{name}={value:g}: need {name} > 0")
+
+
 @dataclass(frozen=True)
 class Simple:
     """1 on the network's own target."""
@@ -66,6 +71,9 @@ class MinSNR:
 
     gamma: float = 5.0
 
+    def __post_init__(self) -> None:
+        _positive("gamma", self.gamma)
+
     def __call__(self, level: Level, prediction: Parametrization) -> Array:
         del prediction
         return jnp.minimum(jnp.exp(level.log_snr), self.gamma)
@@ -85,6 +93,9 @@ class P2:
     k: float = 1.0
     gamma: float = 1.0
 
+    def __post_init__(self) -> None:
+        _positive("k", self.k)
+
     def __call__(self, level: Level, prediction: Parametrization) -> Array:
         del prediction
         snr = jnp.exp(level.log_snr)
@@ -96,6 +107,9 @@ class EDM:
     """Weight 1 on EDM's unit-variance target, for data of standard deviation `sigma_data`."""
 
     sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        _positive("sigma_data", self.sigma_data)
 
     def __call__(self, level: Level, prediction: Parametrization) -> Array:
         del prediction

@@ -138,7 +138,7 @@ def make(name: str, **kwargs: Any) -> Sampler:
 
     Args:
         name: registry name.
-        kwargs: the sampler's own fields.
+        kwargs: the sampler's own fields; another sampler among them may be given by its name, too.
 
     Raises:
         UsageError: for an unknown name or field, with the nearest one.
@@ -153,4 +153,6 @@ def make(name: str, **kwargs: Any) -> Sampler:
     for given in kwargs:
         if given not in allowed:
             raise unknown(f"argument of sampler '{name}'", given, allowed)
+    if isinstance(kwargs.get("sampler"), str):
+        kwargs["sampler"] = make(kwargs["sampler"])
     return REGISTRY[name].make(**kwargs)

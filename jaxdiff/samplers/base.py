@@ -26,7 +26,7 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 
 from jaxdiff.errors import UsageError
-from jaxdiff.model import Denoiser, Model
+from jaxdiff.model import Denoiser, Model, check_rows
 from jaxdiff.numerics import batch_keys, normal_like
 from jaxdiff.process import ForwardProcess
 from jaxdiff.samplers.history import known_length
@@ -54,7 +54,9 @@ class Sampler(Protocol):
     A sampler that evaluates the denoiser at levels of its own, between those of the grid, has `between = True`.
 
     Attributes:
-        order: order of convergence in the number of steps (weak order for a stochastic sampler).
+        order: order of convergence in the number of steps (weak order for a stochastic sampler); 0 if a bias stays. Of
+            a multistep sampler that of its formula: its low-order first steps show where the grid is coarse at its
+            noisy end and the denoiser already bends there.
         nfe: denoiser evaluations per step; None if that depends on the data. The step to clean data, which can only be
             the first-order one, costs 1 where the later stages ask at the clean level.
     """
@@ -131,6 +133,7 @@ def sample(
         raise UsageError(
             f"levels must be two or more stacked levels (at least 1 step), got t of shape {levels.t.shape}"
         )
+    check_x(x)
     for leaf in jax.tree.leaves(cond):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != x.shape[0]:
             raise UsageError(
@@ -148,8 +151,15 @@ def sample(
     return x, jax.tree.map(lambda a: a[:steps], collected) if length > steps else collected
 
 
+def check_x(x: Array) -> None:
+    """Refuse examples without a batch axis, and whole numbers, which would round every step away."""
+    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UsageError(f"x must be floating-point examples [B, ...], got shape {x.shape} of {x.dtype}")
+
+
 def check(denoise: Denoiser, sampler: Sampler, levels: Level) -> None:
-    """Refuse what would ask a network of row indices between the rows of its process. `sample` does this by itself.
+    """Refuse levels that are not the denoiser's, not in order, or where its network cannot be asked. `sample` does this
+    by itself.
 
     Args:
         denoise: the denoiser.
@@ -157,26 +167,23 @@ def check(denoise: Denoiser, sampler: Sampler, levels: Level) -> None:
         levels: stacked levels; not looked at while they are traced.
 
     Raises:
-        UsageError: naming the sampler or the first such time.
+        UsageError: naming the sampler, or the first such level.
     """
-    rows = denoise.process.num_steps
-    if not denoise.rows_only or rows is None:
+    check_rows(denoise, levels.t, what=str(sampler), between=getattr(sampler, "between", False))
+    if any(isinstance(field, jax.core.Tracer) for field in levels):
         return
-    advice = (
-        f"use Index({rows}, between=True) if the network may be asked so (in a config time_input='index_between', "
-        "for 'jaxdiff sample' --between)"
-    )
-    if getattr(sampler, "between", False):
-        raise UsageError(f"{sampler} evaluates between the rows of a process of {rows} steps: {advice}")
-    if isinstance(levels.t, jax.core.Tracer):
-        return
-    position = np.asarray(levels.t, np.float64) * rows
-    off = np.flatnonzero(np.abs(position - np.round(position)) > 1e-3)
-    if off.size:
-        raise UsageError(
-            f"t={float(levels.t[off[0]]):.6g} is between the rows of a process of {rows} steps; {advice}, "
-            "or a grid on its rows (uniform, trailing, leading, steps)"
-        )
+    given = jax.tree.map(lambda field: np.asarray(field, np.float64), levels)
+    if len({field.shape for field in given}) > 1:
+        raise UsageError(f"levels must have fields of one length, got {[len(field) for field in given]}")
+    later, earlier = given.log_snr[1:], given.log_snr[:-1]
+    if not ((later > earlier).all() or (later < earlier).all()):
+        raise UsageError("levels must be in order of noise: one is repeated, out of order or no number")
+    expected = denoise.process.at(given.log_snr)
+    for name in ("alpha", "sigma"):
+        off = ~np.isclose(getattr(given, name), getattr(expected, name), rtol=1e-3, atol=1e-6)
+        if off.any():
+            here, there = getattr(given, name)[off][0], getattr(expected, name)[off][0]
+            raise UsageError(f"levels are not of the denoiser's process: {name} {here:.4g} where that has {there:.4g}")
 
 
 def _padded_length(steps: int, max_steps: int | None, checkpoint: bool) -> int:
@@ -197,12 +204,16 @@ def _pad(field: Array, length: int) -> Array:
 def _unless_clean(denoise: Denoiser, x: Array, level: Level, cond: Cond) -> Prediction:
     """Clean data is its own prediction: a later stage of the step to it asks there, and need not cost an evaluation."""
 
-    def ask(x: Array, level: Level, cond: Cond) -> Prediction:
-        answer = denoise(x, level, cond)
-        return Prediction(answer.x0.astype(x.dtype), answer.eps.astype(x.dtype))
+    has_variance = False
 
-    def same(x: Array, level: Level, cond: Cond) -> Prediction:
-        return Prediction(x, jnp.zeros_like(x))
+    def ask(x: Array, level: Level, cond: Cond) -> Prediction:
+        nonlocal has_variance
+        answer = denoise(x, level, cond)
+        has_variance = answer.var_frac is not None
+        return jax.tree.map(lambda a: a.astype(x.dtype), answer)
+
+    def same(x: Array, level: Level, cond: Cond) -> Prediction:  # traced second
+        return Prediction(x, jnp.zeros_like(x), jnp.zeros_like(x) if has_variance else None)
 
     return jax.lax.cond(jnp.any(level.sigma > 0), ask, same, x, level, cond)
 
@@ -277,6 +288,7 @@ def generate(
     cond: Cond = None,
     transforms: tuple[Callable[[Denoiser], Denoiser], ...] = (),
     max_steps: int | None = None,
+    checkpoint: bool = False,
 ) -> Float[Array, " b *d"]:
     """Draw samples from a model. Compiled once per (model, sampler, shapes, kinds of transforms, number of steps), or,
     with `max_steps`, once for every number of steps.
@@ -291,6 +303,7 @@ def generate(
         cond: conditioning, a dict of arrays with leading axis B, or None.
         transforms: `Denoiser -> Denoiser` functions, applied in order (`jaxdiff.guidance`).
         max_steps: pad the scan to that many steps; fewer cost what they cost, and do not compile again.
+        checkpoint: save memory where the result is differentiated, for two more forward passes.
 
     Returns:
         Samples, shape `shape`.
@@ -302,4 +315,4 @@ def generate(
     for transform in transforms:
         denoise = transform(denoise)
     x = prior_sample(model.process, key, shape)
-    return sample(denoise, sampler, levels, x, key, cond=cond, max_steps=max_steps)[0]
+    return sample(denoise, sampler, levels, x, key, cond=cond, max_steps=max_steps, checkpoint=checkpoint)[0]

@@ -10,11 +10,9 @@ Reference: Song, Meng, Ermon. Denoising diffusion implicit models. 2021. arXiv:2
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
-
 from jaxdiff.errors import UsageError
 from jaxdiff.model import Denoiser
-from jaxdiff.numerics import expand, normal_like
+from jaxdiff.numerics import expand, normal_like, safe_sqrt
 from jaxdiff.process import q_posterior
 from jaxdiff.samplers.base import Point
 from jaxdiff.types import Array, Cond, Level
@@ -52,5 +50,7 @@ class DDIM:
         if self.eta == 0:
             return Point(expand(nxt.alpha, x) * x0 + expand(nxt.sigma, x) * eps)
         var = self.eta**2 * q_posterior(cur, nxt, x, x0)[1]
-        kept = jnp.sqrt(jnp.maximum(nxt.sigma**2 - var, 0.0))
-        return Point(expand(nxt.alpha, x) * x0 + expand(kept, x) * eps + expand(jnp.sqrt(var), x) * normal_like(key, x))
+        kept = safe_sqrt(nxt.sigma**2 - var)
+        return Point(
+            expand(nxt.alpha, x) * x0 + expand(kept, x) * eps + expand(safe_sqrt(var), x) * normal_like(key, x)
+        )

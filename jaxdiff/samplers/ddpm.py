@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.model import Denoiser
-from jaxdiff.numerics import expand, normal_like
+from jaxdiff.numerics import expand, normal_like, safe_sqrt
 from jaxdiff.process import q_posterior, q_transition
 from jaxdiff.samplers.base import Point
 from jaxdiff.types import Array, Cond, Level
@@ -62,7 +62,7 @@ class DDPM:
         prediction = denoise(x, cur, cond)
         mean, small = q_posterior(cur, nxt, x, prediction.x0)
         if self.variance == "posterior":
-            std = expand(jnp.sqrt(small), x)
+            std = expand(safe_sqrt(small), x)
         elif self.variance == "beta":
             std = expand(q_transition(cur, nxt)[1], x)
         elif prediction.var_frac is None:
@@ -70,5 +70,5 @@ class DDPM:
         else:
             # (4) on standard deviations, without the logarithm of sigma_nxt = 0.
             log_ratio = jnp.log(cur.sigma / jnp.where(nxt.sigma > 0, nxt.sigma, 1.0))
-            std = expand(jnp.sqrt(small), x) * jnp.exp(prediction.var_frac * expand(log_ratio, x))
+            std = expand(safe_sqrt(small), x) * jnp.exp(prediction.var_frac * expand(log_ratio, x))
         return Point(mean + jnp.where(expand(nxt.sigma, x) > 0, std, 0.0) * normal_like(key, x))

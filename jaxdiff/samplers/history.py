@@ -1,9 +1,10 @@
 """What a multistep sampler remembers: its last few predictions and the levels they were made at.
 
 A short run has to end with low order, too: its last steps are so long that a polynomial through the predictions
-before them overshoots. Below 15 steps a step uses no more earlier predictions than there are steps after it, so the
-last one is of first order and the last but one of second. A step cannot see how many follow, so `sample` writes it
-into every history of the state it starts from (`known_length`).
+before them may overshoot. Below 15 steps DPM-Solver++, UniPC, DEIS and SA-Solver therefore use no more earlier
+predictions in a step than there are steps after it: the last one is of first order and the last but one of second. A
+step cannot see how many follow, so `sample` writes it into every history of the state it starts from
+(`known_length`).
 
 Reference: github.com/LuChengTHU/dpm-solver, `lower_order_final` and its bound of 15 steps.
 """

@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from jaxdiff.errors import UsageError
 from jaxdiff.model import Denoiser
-from jaxdiff.samplers.base import Sampler, sample
+from jaxdiff.samplers.base import Sampler, check, check_x, sample
 from jaxdiff.types import Array, Cond, Level, Prediction
 
 
@@ -67,6 +67,8 @@ def invert(
         raise UsageError(f"levels must be two or more stacked levels, got t of shape {levels.t.shape}")
     if not isinstance(levels.sigma, jax.core.Tracer) and levels.sigma[-1] != 0:
         raise UsageError(f"levels must end at clean data (sigma = 0), got sigma={float(levels.sigma[-1]):g}")
+    check_x(x0)
+    check(denoise, sampler, levels)
     noisy = jax.tree.map(lambda a: a[-2::-1], levels)
     first = jax.tree.map(lambda a: a[0], noisy)
     if _draws(denoise, sampler, first, x0):

@@ -84,7 +84,7 @@ class Corrected:
         norm: "expected" (a step of fixed size) or "example" (scaled by the norms of each example's noise and score).
 
     Raises:
-        UsageError: for steps below 1, an snr out of range, or an unknown norm.
+        UsageError: for what is no sampler, steps below 1, an snr out of range, or an unknown norm.
 
     Examples:
         >>> Corrected(steps=2).nfe
@@ -101,6 +101,8 @@ class Corrected:
     order = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sampler, Sampler):
+            raise UsageError(f"sampler={self.sampler!r}: must be a sampler, such as DDIM()")
         if self.steps < 1:
             raise UsageError(f"steps={self.steps}: need 1 or more Langevin steps")
         if not 0 < self.snr < 1:

@@ -3,7 +3,8 @@ r"""Linear multistep: Adams-Bashforth with variable steps in rho = sigma / alpha
     x_nxt / alpha_nxt = x / alpha + sum_j eps_j int_{rho_cur}^{rho_nxt} L_j(rho) d rho,        (1)
 
 L_j being Lagrange's basis on the last p levels: the polynomial through the last p noise predictions, integrated
-exactly (`multistep`). Steps of any sizes keep the order p. The first steps have fewer points; the last, to rho = 0,
+exactly (`multistep`), so that steps of unequal sizes keep the order p. The first steps have fewer points, which shows
+where they are long and the denoiser bends there; the last, to rho = 0,
 has no other equation than the rest.
 
 Reference: Crowson. k-diffusion, `sample_lms`. 2022; equal to rho-AB-DEIS of Zhang, Chen. 2023. arXiv:2204.13902.

@@ -110,7 +110,7 @@ class SASolver:
     def _correction(self, drift: Array, history: History, cur: Level) -> Float[Array, " b *d"]:
         """What the corrector's polynomial changes of the step that led to `cur`, whose prediction is the latest."""
         gaps = since(history, cur)
-        known = usable(history)[1] & jnp.isfinite(cur.log_snr) & (gaps[1] < 0)
+        known = usable(history)[1] & jnp.isfinite(cur.log_snr) & (gaps[1] != 0)
         h = jnp.where(known, -gaps[1], 1.0)
         better = self._drift(history, 1 + gaps / h, h, cur.alpha, self.corrector, ~known)
         return jnp.where(known, better - drift, 0.0)

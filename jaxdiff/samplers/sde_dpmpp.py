@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.model import Denoiser
-from jaxdiff.numerics import expand, normal_like
+from jaxdiff.numerics import expand, normal_like, safe_sqrt
 from jaxdiff.samplers.dpm_solver import ddim
 from jaxdiff.samplers.dpmpp_multistep import RULES, correction
 from jaxdiff.samplers.history import State, empty, push
@@ -39,9 +39,7 @@ def constant(prediction: Prediction, cur: Level, nxt: Level, key: Array, eta: fl
     whole, h = step_size(cur, nxt)
     kept = jnp.where(whole, jnp.exp(-eta * h), 0.0)
     removed = jnp.where(whole, -jnp.expm1(-2 * eta * h), 1.0)
-    # The root has no derivative at a step of length 0.
-    new = jnp.where(removed > 0, jnp.sqrt(jnp.where(removed > 0, removed, 1.0)), 0.0)
-    noise = expand(kept, x0) * eps + expand(new, x0) * normal_like(key, x0)
+    noise = expand(kept, x0) * eps + expand(safe_sqrt(removed), x0) * normal_like(key, x0)
     return expand(nxt.alpha, x0) * x0 + expand(nxt.sigma, x0) * noise
 
 

@@ -37,10 +37,10 @@ VARIANTS = ("bh1", "bh2")
 
 
 class State(NamedTuple):
-    """x: the predicted point. base: the first-order step to it from the corrected point before. history: before it."""
+    """x: the predicted point. change: what the polynomial added to the first-order step to it. history: before it."""
 
     x: Array
-    base: Array
+    change: Array
     history: History
 
 
@@ -85,7 +85,7 @@ class UniPC:
         return self.solver_order + self.corrector
 
     def init(self, x: Array) -> State:
-        return State(x, x, empty(x, self.solver_order))
+        return State(x, jnp.zeros_like(x), empty(x, self.solver_order))
 
     def step(self, denoise: Denoiser, state: State, cur: Level, nxt: Level, key: Array, cond: Cond) -> State:
         x0, eps, _ = denoise(state.x, cur, cond)
@@ -102,7 +102,8 @@ class UniPC:
         whole, h = step_size(cur, nxt)
         use = fitting(history) & whole
         weights = self._weights(since(history, cur) / h, use, h, use.sum() == 2)
-        return State(base + self._scaled(h, nxt, weights, history.values), base, history)
+        change = self._scaled(h, nxt, weights, history.values)
+        return State(base + change, change, history)
 
     def _corrected(self, state: State, value: Array, cur: Level) -> Array:
         """UniC-p at `cur` with the prediction made there; the point as it is where no step came before."""
@@ -112,7 +113,8 @@ class UniPC:
         nodes = jnp.append(since(state.history, before) / h, 1.0)
         weights = self._weights(nodes, jnp.append(use, use[0]), h, use.sum() == 1, corrector=True)
         values = jnp.concatenate([state.history.values, value[None].astype(state.history.values.dtype)])
-        return jnp.where(use[0], state.base + self._scaled(h, cur, weights, values), state.x)
+        # Relative to x, so that what another step transform did to it stays.
+        return jnp.where(use[0], state.x + self._scaled(h, cur, weights, values) - state.change, state.x)
 
     def _weights(
         self, nodes: Float[Array, " k"], use: Bool[Array, " k"], h: Array, single: Array, *, corrector: bool = False

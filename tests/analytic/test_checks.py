@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import processes
+from jaxdiff import processes, samplers
 from jaxdiff.analytic import Empirical, Gaussian, Mixture, check_denoiser, check_sampler
 from jaxdiff.errors import UsageError
 from jaxdiff.model import Denoiser
@@ -242,3 +242,8 @@ def test_the_measured_error_is_the_added_one():
     report = check_denoiser(replace(exact, fn=off), data, num=4096)
     ratios = [check.value for check in report.checks if check.name.startswith(("x0", "eps"))]
     np.testing.assert_allclose(ratios, 0.3, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm_solver", "predictor_corrector", "unipc"])
+def test_the_librarys_own_samplers_keep_their_evaluations(name):
+    assert check_sampler(samplers.make(name), only=["nfe"]).ok

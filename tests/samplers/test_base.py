@@ -11,6 +11,7 @@ from jaxdiff import analytic, grids, guidance, prediction, processes, samplers
 from jaxdiff.errors import UsageError
 from jaxdiff.model import Denoiser, Index, Model
 from jaxdiff.samplers import DDIM, generate, prior_sample, sample
+from jaxdiff.samplers.base import check_x
 from jaxdiff.types import Level, Prediction
 
 DDPM_1000 = processes.ddpm_linear()
@@ -109,7 +110,7 @@ def test_levels_between_the_rows_of_a_table_are_refused_where_the_network_takes_
 
     for grid in ("uniform", "trailing", "leading"):
         assert np.isfinite(draw(grid)).all()
-    with pytest.raises(UsageError, match="is between the rows of a process of 1000 steps; use Index"):
+    with pytest.raises(UsageError, match="is between the rows of a process of 1000 steps: use Index"):
         draw("karras")
     assert np.isfinite(draw("karras", time_input=Index(1000, between=True))).all()
     guided = guidance.static_threshold(1.0)(Model(network, DDPM_1000, prediction.EPS).denoiser(jnp.float32(1)))
@@ -123,6 +124,17 @@ def test_collect_stacks_the_trajectory_and_nothing_by_default():
     assert path.shape == (6, 2, 3)
     np.testing.assert_array_equal(path[-1], end)
     assert sample(denoise, DDIM(), levels, x, jax.random.key(0))[1] is None
+
+
+def test_a_sampler_in_a_sampler_by_name_and_with_learned_variance():
+    assert samplers.make("predictor_corrector", sampler="dpmpp_2m") == samplers.langevin(samplers.DPMpp2M())
+
+    def answer(x, level, cond):
+        return gaussian().denoiser(DDPM_1000)(x, level)._replace(var_frac=jnp.full_like(x, 0.5))
+
+    sampler, levels = samplers.langevin(samplers.DDPM("learned")), grids.uniform(DDPM_1000, 5)
+    x, _ = sample(Denoiser(answer, DDPM_1000), sampler, levels, jnp.ones((2, 3)), jax.random.key(0))
+    assert np.isfinite(x).all()
 
 
 def test_prior_has_the_process_scale():
@@ -148,6 +160,11 @@ def test_gradient_through_the_scan_is_finite():
         (lambda: samplers.make("ddpm", variance="large"), "unknown variance 'large'"),
         (lambda: run("ddpm", variance="learned"), "needs a model with learned_variance"),
         (lambda: run("ddim", levels=Level(*(jnp.ones(1),) * 4)), "at least 1 step"),
+        (lambda: run("ddim", levels=Level(*(jnp.ones(3),) * 4)), "in order of noise"),
+        (lambda: run("ddim", levels=grids.karras(processes.edm(), 4)), "not of the denoiser's process"),
+        (lambda: run("ddim", levels=grids.uniform(DDPM_1000, 4)._replace(alpha=jnp.ones(3))), "fields of one length"),
+        (lambda: samplers.langevin(samplers.DDIM(), steps=0), "steps=0"),
+        (lambda: check_x(jnp.ones((2, 3), int)), "floating-point"),
         (
             lambda: sample(
                 gaussian().denoiser(DDPM_1000),

@@ -13,7 +13,20 @@ from jaxdiff.errors import UsageError
 from jaxdiff.model import Denoiser
 from jaxdiff.numerics import expand, normal_like
 from jaxdiff.process import stack
-from jaxdiff.samplers import DDIM, DDPM, DPM2, DPM2Ancestral, Euler, EulerAncestral, Heun, churn, invert, sample
+from jaxdiff.samplers import (
+    DDIM,
+    DDPM,
+    DPM2,
+    DPM2Ancestral,
+    Euler,
+    EulerAncestral,
+    Heun,
+    SASolver,
+    UniPC,
+    churn,
+    invert,
+    sample,
+)
 from jaxdiff.samplers.churn import per_step
 from jaxdiff.samplers.inversion import _draws
 from jaxdiff.types import Prediction
@@ -242,7 +255,7 @@ def test_inversion_starts_at_clean_data_with_a_step_of_order_3(x64):
     np.testing.assert_allclose(np.log2(np.divide(errors[:-1], errors[1:])), 4, atol=0.15)
 
 
-@pytest.mark.parametrize("sampler", [Euler(), Heun()], ids=repr)
+@pytest.mark.parametrize("sampler", [Euler(), Heun(), SASolver(1, 2, 0.0), UniPC(1)], ids=repr)
 def test_inversion_is_the_flow_and_sampling_returns(sampler, x64):
     data = analytic.Gaussian(jnp.array([0.7, -0.2]), jnp.array([[0.4, 0.1], [0.1, 0.3]]))
     denoise, key, x0 = data.denoiser(VP), jax.random.key(0), jnp.array([[0.2, 0.1], [1.5, -1.0]])

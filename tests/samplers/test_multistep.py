@@ -151,8 +151,8 @@ def test_unipc_solves_the_papers_linear_system(x64):
         return sigma[i + 1] / sigma[i] * start - alpha[i + 1] * np.expm1(-h) * m[0] + alpha[i + 1] * change
 
     state, x0, _ = history_of(UniPC(3), rho, x)
-    # The corrected point at level 2, from which `base` is the first-order step.
-    start = (np.array(state.base) + alpha[3] * np.expm1(lam[2] - lam[3]) * x0[1]) * sigma[2] / sigma[3]
+    # The corrected point at level 2, from which x without `change` is the first-order step.
+    start = (np.array(state.x - state.change) + alpha[3] * np.expm1(lam[2] - lam[3]) * x0[1]) * sigma[2] / sigma[3]
     np.testing.assert_allclose(state.x, step(start, x0[1:], 2), rtol=1e-11)
     corrected = step(start, x0[1:], 2, [x0[0]])
     np.testing.assert_allclose(run(UniPC(3), levels_at(rho), x)[-1].x, step(corrected, x0, 3), rtol=1e-11)
