@@ -276,7 +276,9 @@ def _nfe(sampler: Sampler, counts: Callable[[], tuple[list[int], int]]) -> Check
     runs, nfe = counts()[1], sampler.nfe or 0
     # Two of the three grids end at clean data, where later stages need not be evaluated.
     allowed = (3 * _STEPS * nfe, 3 * _STEPS * nfe - 2 * (nfe - 1))
-    return Check("", runs in allowed, runs / (3 * _STEPS), f"{nfe} per step, 1 for that to clean data")
+    return Check(
+        "", runs in allowed, runs / (3 * _STEPS), f"{nfe} per step{', 1 for that to clean data' if nfe > 1 else ''}"
+    )
 
 
 _ALL = ("order", "flow", "mean", "variance", "scaling", "finite", "batch", "bf16", "one trace", "nfe")
