@@ -10,7 +10,8 @@ from typing import Any
 from jaxdiff.errors import unknown
 from jaxdiff.samplers.adaptive import Adaptive
 from jaxdiff.samplers.annealed_langevin import AnnealedLangevin
-from jaxdiff.samplers.base import Sampler, check, generate, prior_sample, sample, trajectory
+from jaxdiff.samplers.base import Sampler, generate, prior_sample, sample, trajectory
+from jaxdiff.samplers.checks import check
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.deis import DEIS

@@ -23,7 +23,8 @@ from jaxtyping import Float
 
 from jaxdiff.errors import UsageError
 from jaxdiff.model import Denoiser
-from jaxdiff.samplers.base import Sampler, check, check_x, sample
+from jaxdiff.samplers.base import Sampler, sample
+from jaxdiff.samplers.checks import check, check_x
 from jaxdiff.types import Array, Cond, Level, Prediction
 
 

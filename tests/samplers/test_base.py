@@ -11,7 +11,7 @@ from jaxdiff import analytic, grids, guidance, prediction, processes, samplers
 from jaxdiff.errors import UsageError
 from jaxdiff.model import Denoiser, Index, Model
 from jaxdiff.samplers import DDIM, generate, prior_sample, sample
-from jaxdiff.samplers.base import check_x
+from jaxdiff.samplers.checks import check_x
 from jaxdiff.types import Level, Prediction
 
 DDPM_1000 = processes.ddpm_linear()
