@@ -13,6 +13,7 @@ from jaxdiff import data, grids, guidance, models, objectives, pictures, predict
 from jaxdiff.config import check
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.model import Denoiser, Model, UnitVariance, Unscaled, time_input
+from jaxdiff.models.presets.spec import Spec
 from jaxdiff.objectives import ConditionDropout, Objective
 from jaxdiff.process import ForwardProcess
 from jaxdiff.train.ema import EMA
@@ -32,22 +33,55 @@ def process(config: ConfigDict) -> ForwardProcess:
     return processes.make(**config.process.to_dict())
 
 
-def model(config: ConfigDict) -> Model:
-    """The model of a config: network, process, and what ties them."""
-    made = process(config)
-    scales: dict[str, Any] = {"none": Unscaled, "unit_variance": lambda: UnitVariance(config.sigma_data)}
-    if config.input_scale not in scales:
-        raise unknown("input_scale", config.input_scale, scales)
-    fields = {key: value for key, value in config.model.items() if key != "name"}
-    network = models.make(config.model.name, num_classes=config.data.num_classes, **fields)
+def model_of(spec: Spec) -> Model:
+    """The model of a spec: network, process, and what ties them.
+
+    Args:
+        spec: plain values, as in `jaxdiff.models.presets`.
+
+    Returns:
+        The model; `spec.shape` is the shape of one of its examples.
+
+    Raises:
+        UsageError: a name or field that does not exist, or values that do not go together.
+
+    Examples:
+        >>> from jaxdiff.models import presets
+        >>> model_of(presets.get("ddpm_cifar10")).process.num_steps
+        1000
+    """
+    made = processes.make(**spec.process)
+    scales: dict[str, Any] = {"none": Unscaled, "unit_variance": lambda: UnitVariance(spec.sigma_data)}
+    if spec.input_scale not in scales:
+        raise unknown("input_scale", spec.input_scale, scales)
     return Model(
-        network,
+        models.make(spec.network, **spec.fields),
         made,
-        prediction.make(config.prediction, made, sigma_data=config.sigma_data),
-        scales[config.input_scale](),
-        time_input(config.time_input, made),
-        learned_variance=bool(fields.get("learned_variance", False)),
+        prediction.make(spec.prediction, made, sigma_data=spec.sigma_data),
+        scales[spec.input_scale](),
+        time_input(process=made, **spec.time_input),
+        learned_variance=bool(spec.fields.get("learned_variance", False)),
     )
+
+
+def spec(config: ConfigDict) -> Spec:
+    """What a config says of the model, as plain values."""
+    fields = {key: _plain(value) for key, value in config.model.items() if key != "name"}
+    return Spec(
+        network=config.model.name,
+        fields={"num_classes": config.data.num_classes, **fields},
+        shape=shape(config),
+        process=_plain(config.process),
+        prediction=config.prediction,
+        input_scale=config.input_scale,
+        time_input={"name": config.time_input},
+        sigma_data=config.sigma_data,
+    )
+
+
+def model(config: ConfigDict) -> Model:
+    """The model of a config."""
+    return model_of(spec(config))
 
 
 def shape(config: ConfigDict) -> tuple[int, int, int]:

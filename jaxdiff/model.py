@@ -271,22 +271,25 @@ class _Predict:
         return prediction if variance is None else prediction._replace(var_frac=(variance + 1) / 2)
 
 
-def time_input(name: str, process: ForwardProcess) -> Any:
+def time_input(name: str, process: ForwardProcess, *, factor: float | None = None) -> Any:
     """A time input by its name in a config.
 
     Args:
         name: index or index_between (`Index`, without and with `between`), time, log_snr, log_sigma.
         process: the process; the first two need one with steps.
+        factor: of "time"; None for 1000.
 
     Raises:
-        UsageError: for an unknown name, or one that does not fit the process.
+        UsageError: for an unknown name, or one that does not fit the process; a factor for another name than "time".
     """
+    if factor is not None and name != "time":
+        raise UsageError(f"time_input {name!r} takes no factor: only 'time' does")
     if name in ("index", "index_between") and process.num_steps is None:
         raise UsageError(f"time_input {name!r} needs a process with steps; use 'time', 'log_snr' or 'log_sigma'")
     inputs: dict[str, Any] = {
         "index": lambda: Index(process.num_steps or 0),
         "index_between": lambda: Index(process.num_steps or 0, between=True),
-        "time": ScaledTime,
+        "time": lambda: ScaledTime() if factor is None else ScaledTime(float(factor)),
         "log_snr": LogSNR,
         "log_sigma": QuarterLogSigma,
     }

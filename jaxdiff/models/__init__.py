@@ -13,8 +13,10 @@ from jaxdiff.errors import unknown
 from jaxdiff.models.attention import SelfAttention
 from jaxdiff.models.dropout import Dropout
 from jaxdiff.models.embedding import FourierEmbedding, TimeEmbedding, sinusoidal_embedding
-from jaxdiff.models.layers import Downsample, GroupNorm, ResBlock, Upsample, conv, ddpm_init, dense
+from jaxdiff.models.layers import GroupNorm, Norm, ResBlock, conv, ddpm_init, dense
 from jaxdiff.models.network import Network
+from jaxdiff.models.resample import Downsample, SmoothDownsample, Upsample
+from jaxdiff.models.transformer import SpatialTransformer
 from jaxdiff.models.unet import UNet
 
 REGISTRY: dict[str, type[nn.Module]] = {"unet": UNet}
@@ -48,6 +50,7 @@ def make(name: str, **fields: Any) -> Network:
 
 
 __all__ = [
-    "REGISTRY", "Downsample", "Dropout", "FourierEmbedding", "GroupNorm", "Network", "ResBlock", "SelfAttention",
-    "TimeEmbedding", "UNet", "Upsample", "conv", "ddpm_init", "dense", "make", "sinusoidal_embedding",
+    "REGISTRY", "Downsample", "Dropout", "FourierEmbedding", "GroupNorm", "Network", "Norm", "ResBlock",
+    "SelfAttention", "SmoothDownsample", "SpatialTransformer", "TimeEmbedding", "UNet", "Upsample", "conv", "ddpm_init",
+    "dense", "make", "sinusoidal_embedding",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
 """Embeddings of time: fixed features of a scalar, then two linear maps. All of it in float32, whatever the rest is.
 
-Sinusoidal, with h = features // 2 (DDPM's version: the frequencies run from 1 to exactly 1/10000):
+Sinusoidal, with h = features // 2 (freq_shift s = 1 is DDPM's: the frequencies run from 1 to exactly 1/10000; s = 0
+is improved diffusion's, and the Transformer's):
 
-    [sin(t w_0), .., sin(t w_{h-1}), cos(t w_0), .., cos(t w_{h-1})],   w_k = 10000^(-k / (h - 1))      (1)
+    [sin(t w_0), .., sin(t w_{h-1}), cos(t w_0), .., cos(t w_{h-1})],   w_k = 10000^(-k / (h - s))      (1)
 
 Fourier, with frequencies drawn once:
 
@@ -20,15 +21,16 @@ from jax import Array
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.models.layers import dense
 
-TIME_EMBEDDINGS = ("sinusoidal", "fourier")
+TIME_EMBEDDINGS = ("sinusoidal", "fourier", "learned")
 
 
-def sinusoidal_embedding(t: Array, features: int) -> Array:
+def sinusoidal_embedding(t: Array, features: int, freq_shift: int | float = 1) -> Array:
     """Equation (1): sines, then cosines, of t at geometrically spaced frequencies; an odd width ends with a 0.
 
     Args:
         t: times as the network gets them (DDPM: 0 to 999), shape [B].
         features: width of the embedding, at least 4.
+        freq_shift: s of equation (1).
 
     Returns:
         float32 [B, features].
@@ -46,7 +48,7 @@ def sinusoidal_embedding(t: Array, features: int) -> Array:
     if features < 4:
         raise UsageError(f"features is {features}: allowed for a sinusoidal embedding is 4 or more")
     half = features // 2
-    freqs = jnp.asarray(10000.0 ** (-np.arange(half) / (half - 1)), jnp.float32)
+    freqs = jnp.asarray(10000.0 ** (-np.arange(half) / (half - freq_shift)), jnp.float32)
     angle = t.astype(jnp.float32)[:, None] * freqs[None, :]
     out = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
     return jnp.pad(out, ((0, 0), (0, features % 2)))
@@ -82,13 +84,16 @@ class FourierEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """What the blocks get for time: fixed features of t, Dense(4 channels), SiLU, Dense(4 channels).
+    """What the blocks get for time: features of t, Dense(4 channels), SiLU, Dense(4 channels).
 
     Args:
         channels: of the network.
-        kind: "sinusoidal" or "fourier".
+        kind: "sinusoidal"; "fourier" (random frequencies); "learned" (a row of a table for each whole t).
+        freq_shift: of the sinusoidal features, see `sinusoidal_embedding`.
+        num_positions: rows of the table, for "learned".
 
-    Calling it takes t [B] and returns float32 [B, 4 channels].
+    Calling it takes t [B] and perhaps `beside`, to be added to the features [B, channels] (twice the channels for
+    "fourier"), and returns float32 [B, 4 channels].
 
     Raises:
         UsageError: an unknown `kind`.
@@ -104,14 +109,20 @@ class TimeEmbedding(nn.Module):
 
     channels: int
     kind: str = "sinusoidal"
+    freq_shift: int | float = 1
+    num_positions: int = 1000
 
     @nn.compact
-    def __call__(self, t: Array) -> Array:
+    def __call__(self, t: Array, beside: Array | None = None) -> Array:
         if self.kind not in TIME_EMBEDDINGS:
             raise unknown("time_embedding", self.kind, TIME_EMBEDDINGS)
         if self.kind == "sinusoidal":
-            h = sinusoidal_embedding(t, self.channels)
-        else:
+            h = sinusoidal_embedding(t, self.channels, self.freq_shift)
+        elif self.kind == "fourier":
             h = FourierEmbedding(self.channels, name="fourier")(t)
+        else:
+            h = nn.Embed(self.num_positions, self.channels, name="table")(jnp.round(t).astype(jnp.int32))
+        if beside is not None:
+            h = h + beside
         h = nn.silu(dense(4 * self.channels, name="dense0")(h))
         return dense(4 * self.channels, name="dense1")(h)

@@ -1,4 +1,4 @@
-"""The layers that every network here is made of: convolution, normalisation, resampling, the residual block.
+"""The layers that every network here is made of: convolution, normalisation, the residual block.
 
 Layouts are channels-last, [B, ..spatial.., C], for any number of spatial dimensions; parameters are float32,
 `dtype` is what a layer computes in.
@@ -15,6 +15,7 @@ are then joined exactly, on arrays without spatial axes:
     m_g = mean_c m_c        v_g = mean_c v_c + mean_c (m_c - m_g)^2                            (2)
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -24,8 +25,10 @@ from jax import Array
 
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.models.dropout import Dropout
+from jaxdiff.models.fir import double, halve
 
 CONDITIONING = ("add", "scale_shift")
+RESAMPLE = ("", "down", "up")
 
 
 def ddpm_init(scale: float = 1.0) -> nn.initializers.Initializer:
@@ -54,16 +57,18 @@ def conv(
     spatial: int,
     *,
     stride: int = 1,
+    padding: str | int = "SAME",
     scale: float = 1.0,
     dtype: Any = jnp.float32,
     name: str | None = None,
 ) -> nn.Conv:
-    """A convolution of kernel 3 along every spatial axis, "SAME" padding, with DDPM's initialiser.
+    """A convolution of kernel 3 along every spatial axis, with DDPM's initialiser.
 
     Args:
         features: output channels.
         spatial: the number of spatial axes (1 audio, 2 images, 3 video).
         stride: along every spatial axis.
+        padding: "SAME", or so many zeros at either end of every spatial axis.
         scale: of `ddpm_init`; 0 for the last convolution of a residual branch.
         dtype: compute type.
         name: of the submodule.
@@ -78,7 +83,7 @@ def conv(
         (2, 4, 4)
     """
     return nn.Conv(
-        features, (3,) * spatial, strides=(stride,) * spatial, padding="SAME", kernel_init=ddpm_init(scale),
+        features, (3,) * spatial, strides=(stride,) * spatial, padding=padding, kernel_init=ddpm_init(scale),
         dtype=dtype, name=name,
     )  # fmt: skip
 
@@ -109,12 +114,18 @@ def over_space(v: Array, ndim: int) -> Array:
     return v.reshape(v.shape[0], *(1,) * (ndim - 2), v.shape[-1])
 
 
+def scaled(x: Array, factor: int | float) -> Array:
+    """x times a constant, in x's own type; nothing at 1."""
+    return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation, equations (1) and (2) of this module, statistics in float32.
 
     Args:
         num_groups: at most so many groups; the largest divisor of the channel count that does not exceed it is used.
         epsilon: added to the variance. DDPM has 1e-6 (the default of tf.contrib), improved diffusion 1e-5.
+        group_size: at least so many channels in a group (4 in NCSN++ and EDM).
         dtype: of the output.
 
     Calling it takes x [B, ..spatial.., C] and optionally `scale`, `shift` [B, C], and returns
@@ -132,6 +143,7 @@ class GroupNorm(nn.Module):
 
     num_groups: int = 32
     epsilon: float = 1e-6
+    group_size: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -140,7 +152,8 @@ class GroupNorm(nn.Module):
         gamma = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         beta = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x = x.astype(jnp.float32)
-        groups = next(g for g in range(min(self.num_groups, channels), 0, -1) if channels % g == 0)
+        most = max(1, min(self.num_groups, channels // self.group_size))
+        groups = next(g for g in range(most, 0, -1) if channels % g == 0)
         mean, var = _group_moments(x, groups)
         gain = gamma[None, :] * jax.lax.rsqrt(var + self.epsilon)
         offset = jnp.broadcast_to(beta[None, :], gain.shape)
@@ -171,102 +184,92 @@ def _group_moments(x: Array, groups: int) -> tuple[Array, Array]:
     )
 
 
-class Downsample(nn.Module):
-    """Halves every spatial axis: a learned convolution of stride 2, or the mean of each pair of neighbours.
+@dataclass(frozen=True)
+class Norm:
+    """The group normalisation of a network, as a value; calling it makes the layer.
 
     Args:
-        learned: with a convolution.
-        dtype: compute type.
+        num_groups: see `GroupNorm`, as the next two.
+        epsilon: in the root.
+        group_size: least channels in a group.
 
     Examples:
-        >>> import jax
-        >>> y, _ = Downsample(learned=False).init_with_output(jax.random.key(0), jax.numpy.ones((1, 8, 6, 3)))
-        >>> y.shape
-        (1, 4, 3, 3)
+        >>> Norm(8, 1e-5)().num_groups
+        8
     """
 
-    learned: bool = True
-    dtype: Any = jnp.float32
+    num_groups: int = 32
+    epsilon: float = 1e-6
+    group_size: int = 1
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        spatial = x.ndim - 2
-        if self.learned:
-            return conv(x.shape[-1], spatial, stride=2, dtype=self.dtype, name="conv")(x)
-        return nn.avg_pool(x, (2,) * spatial, strides=(2,) * spatial)
-
-
-class Upsample(nn.Module):
-    """Doubles every spatial axis by repeating values, then, if learned, a convolution.
-
-    Args:
-        learned: with a convolution.
-        dtype: compute type.
-
-    Examples:
-        >>> import jax
-        >>> y, _ = Upsample(learned=False).init_with_output(jax.random.key(0), jax.numpy.ones((1, 4, 3, 3)))
-        >>> y.shape
-        (1, 8, 6, 3)
-    """
-
-    learned: bool = True
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for axis in range(1, x.ndim - 1):
-            x = jnp.repeat(x, 2, axis=axis)
-        return conv(x.shape[-1], x.ndim - 2, dtype=self.dtype, name="conv")(x) if self.learned else x
+    def __call__(self, dtype: Any = jnp.float32, name: str | None = None) -> GroupNorm:
+        """The layer."""
+        return GroupNorm(self.num_groups, self.epsilon, self.group_size, dtype, name=name)
 
 
 class ResBlock(nn.Module):
-    """DDPM's residual block: norm, SiLU, conv; time; norm, SiLU, dropout, conv (zero at first); plus the input.
+    """The residual block of the U-Nets: norm, SiLU, conv; time; norm, SiLU, dropout, conv (zero at first); plus x.
+
+    With `resample` both the branch, after its first SiLU, and x change size (BigGAN's block, as in NCSN++ and ADM).
 
     Args:
         features: output channels; a linear map carries the input over where they differ from its own.
         dropout: rate in [0, 1).
-        norm_groups: of both group normalisations.
+        norm: of both group normalisations.
         conditioning: "add" adds the projected embedding before the second normalisation; "scale_shift" scales and
             shifts by it after.
+        resample: "", "down" or "up": every spatial axis is halved or doubled.
+        fir: taps of the resampling filter, see `jaxdiff.models.resample`; () for the box.
+        resample_shortcut: a resampling block has the linear map whatever its channels (NCSN++).
+        skip_scale: the factor on the sum, sqrt(1/2) in NCSN++.
         dtype: compute type; the path of the embedding stays float32.
 
     Calling it takes x [B, ..spatial.., C], emb [B, E], `train` and `rngs` (see `Dropout`), and returns
     [B, ..spatial.., features].
 
     Raises:
-        UsageError: an unknown `conditioning`; `train` with dropout but without keys.
+        UsageError: an unknown `conditioning` or `resample`; `train` with dropout but without keys.
 
     Examples:
         >>> import jax
         >>> args = jax.numpy.ones((1, 8, 8, 3)), jax.numpy.ones((1, 16))
-        >>> y, _ = ResBlock(8).init_with_output(jax.random.key(0), *args)
+        >>> y, _ = ResBlock(8, resample="down").init_with_output(jax.random.key(0), *args)
         >>> y.shape
-        (1, 8, 8, 8)
+        (1, 4, 4, 8)
 
     Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, appendix B; scale-shift: Nichol, Dhariwal, Improved Denoising
-    Diffusion Probabilistic Models, 2021, arXiv:2102.09672, appendix A.
+    Diffusion Probabilistic Models, 2021, arXiv:2102.09672, appendix A; resampling and skip_scale: Song et al.,
+    Score-Based Generative Modeling through SDEs, 2021, arXiv:2011.13456, appendix H.
     """
 
     features: int
     dropout: float = 0.0
-    norm_groups: int = 32
+    norm: Norm = Norm()
     conditioning: str = "add"
+    resample: str = ""
+    fir: tuple[int | float, ...] = ()
+    resample_shortcut: bool = False
+    skip_scale: int | float = 1
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, *, train: bool = False, rngs: Any = None) -> Array:
+    def __call__(self, x: Array, emb: Array, train: bool = False, rngs: Any = None) -> Array:
         if self.conditioning not in CONDITIONING:
             raise unknown("conditioning", self.conditioning, CONDITIONING)
+        if self.resample not in RESAMPLE:
+            raise unknown("resample", self.resample, RESAMPLE)
         if x.ndim < 3:
             raise UsageError(f"x has shape {x.shape}: allowed is [B, ..spatial.., C] with one spatial axis or more")
         spatial, out = x.ndim - 2, self.features
         adaptive = self.conditioning == "scale_shift"
         x = x.astype(self.dtype)
-        h = nn.silu(GroupNorm(self.norm_groups, dtype=self.dtype, name="norm1")(x))
+        h = nn.silu(self.norm(self.dtype, name="norm1")(x))
+        if self.resample:
+            resize = halve if self.resample == "down" else double
+            h, x = resize(h, self.fir), resize(x, self.fir)
         h = conv(out, spatial, dtype=self.dtype, name="conv1")(h)
         time = dense(2 * out if adaptive else out, name="time")(nn.silu(emb.astype(jnp.float32)))
-        norm2 = GroupNorm(self.norm_groups, dtype=self.dtype, name="norm2")
+        norm2 = self.norm(self.dtype, name="norm2")
         if adaptive:
             scale, shift = jnp.split(time, 2, axis=-1)
             h = norm2(h, scale, shift)
@@ -274,6 +277,6 @@ class ResBlock(nn.Module):
             h = norm2(h + over_space(time, h.ndim).astype(self.dtype))
         h = Dropout(self.dropout, name="dropout")(nn.silu(h), train=train, rngs=rngs)
         h = conv(out, spatial, scale=0.0, dtype=self.dtype, name="conv2")(h)
-        if x.shape[-1] != out:
+        if x.shape[-1] != out or (self.resample and self.resample_shortcut):
             x = dense(out, dtype=self.dtype, name="shortcut")(x)
-        return x + h
+        return scaled(x + h, self.skip_scale)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import UsageError
-from jaxdiff.models import SelfAttention
+from jaxdiff.models import Norm, SelfAttention
 
 
 def attention64(x, p, heads, groups):
@@ -33,7 +33,7 @@ def attention64(x, p, heads, groups):
 ])  # fmt: skip
 def test_attention_is_the_formula(shape, fields, heads):
     rng = np.random.default_rng(0)
-    module = SelfAttention(norm_groups=4, **fields)
+    module = SelfAttention(norm=Norm(4), **fields)
     x = rng.normal(size=shape)
     params = jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(x, jnp.float32))["params"]
     params = jax.tree.map(lambda v: rng.normal(0, 0.5, v.shape), params)

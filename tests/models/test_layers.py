@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import UsageError
-from jaxdiff.models import Downsample, GroupNorm, ResBlock, Upsample, conv, ddpm_init
+from jaxdiff.models import Downsample, GroupNorm, Norm, ResBlock, Upsample, conv, ddpm_init
 
 
 def group_norm64(x, groups, gamma, beta, epsilon):
@@ -111,19 +111,19 @@ def test_initialiser_is_uniform_over_the_average_fan():
 @pytest.mark.parametrize("spatial", [1, 2, 3])
 def test_shapes_for_any_number_of_spatial_axes(spatial):
     x = jax.ShapeDtypeStruct((2, *(4, 6, 2)[:spatial], 5), jnp.float32)
-    for module, factor in ((Downsample(), 0.5), (Downsample(False), 0.5), (Upsample(), 2), (Upsample(False), 2)):
+    for module, factor in ((Downsample(), 0.5), (Downsample("pool"), 0.5), (Upsample(), 2), (Upsample("repeat"), 2)):
         y, variables = jax.eval_shape(module.init_with_output, jax.random.key(1), x)
         assert y.shape == (2, *(int(factor * s) for s in x.shape[1:-1]), 5)
-        assert bool(variables) == module.learned
+        assert bool(variables) == (module.kind == "conv")
     y, _ = jax.eval_shape(conv(7, spatial).init_with_output, jax.random.key(1), x)
     assert y.shape == (*x.shape[:-1], 7)
 
 
 def test_resampling_without_parameters():
     x = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
-    down = Downsample(False).apply({}, jnp.asarray(x))
+    down = Downsample("pool").apply({}, jnp.asarray(x))
     np.testing.assert_allclose(down, x.reshape(2, 2, 2, 3, 2, 3).mean((2, 4)), atol=1e-6)
-    up = np.asarray(Upsample(False).apply({}, jnp.asarray(x)))
+    up = np.asarray(Upsample("repeat").apply({}, jnp.asarray(x)))
     np.testing.assert_array_equal(up, np.kron(x, np.ones((1, 2, 2, 1))))
 
 
@@ -158,7 +158,7 @@ def test_res_block_is_its_formula(conditioning):
         "time": {"kernel": time, "bias": np.zeros(time.shape[1])}, "shortcut": {"kernel": short, "bias": np.zeros(6)},
     }  # fmt: skip
     params32 = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), params)
-    block = ResBlock(6, norm_groups=2, conditioning=conditioning)
+    block = ResBlock(6, norm=Norm(2), conditioning=conditioning)
     got = jax.jit(block.apply)({"params": params32}, jnp.asarray(x, jnp.float32), jnp.asarray(emb, jnp.float32))
 
     h = silu(group_norm64(x, 2, 1.0, 0.0, 1e-6)) @ k1

@@ -129,7 +129,7 @@ def test_audio_and_video(small, ready, shape):
     y = jax.jit(net)(params, x, t)
     assert y.shape == shape
     assert np.isfinite(y).all()
-    pooled = small(learned_resample=False)
+    pooled = small(downsample="pool", upsample="repeat")
     shapes = jax.eval_shape(pooled.init, jax.random.key(0), x)
     assert jax.eval_shape(pooled, shapes, x, t).shape == shape
     assert not any("sample" in name for name in shapes)
