@@ -5,8 +5,10 @@ The network itself knows nothing of noise. A `Model` says which process it was m
 (`time_input`). Training and sampling read the same object, so they cannot disagree.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -63,15 +65,18 @@ class Index:
         between: whether the network may also be asked between its rows, where it gets a real number. It was trained
             on whole ones; with a smooth time embedding that works (k-diffusion does so), and samplers are refused
             unless it is said here.
+        factor: on the index: 1000 / T where a network is told of T rows as if they were 1000 (improved diffusion's
+            rescaled timesteps).
     """
 
     num_steps: int
     between: bool = False
+    factor: float = 1.0
 
     def __call__(self, level: Level) -> Array:
         index = level.t * self.num_steps - 1
         # t = (i + 1) / T is not exact in binary, and a table of embeddings needs i.
-        return index if self.between else jnp.round(index)
+        return self.factor * (index if self.between else jnp.round(index))
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,16 @@ class LogSNR:
 
 @dataclass(frozen=True)
 class QuarterLogSigma:
-    """log(sigma / alpha) / 4: EDM's c_noise; the log-SNR within +-40."""
+    """log(sigma / (alpha unit)) / 4: EDM's c_noise; the log-SNR within +-40.
+
+    Args:
+        unit: what sigma is measured in: 2 for a network made for images in [0, 1], whose sigmas are half of ours.
+    """
+
+    unit: float = 1.0
 
     def __call__(self, level: Level) -> Array:
-        return -jnp.clip(level.log_snr, -_MOST_LOG_SNR, _MOST_LOG_SNR) / 8
+        return -jnp.clip(level.log_snr, -_MOST_LOG_SNR, _MOST_LOG_SNR) / 8 - math.log(self.unit) / 4
 
 
 @dataclass(frozen=True)
@@ -271,28 +282,33 @@ class _Predict:
         return prediction if variance is None else prediction._replace(var_frac=(variance + 1) / 2)
 
 
-def time_input(name: str, process: ForwardProcess, *, factor: float | None = None) -> Any:
+def time_input(name: str, process: ForwardProcess, **args: float) -> Any:
     """A time input by its name in a config.
 
     Args:
         name: index or index_between (`Index`, without and with `between`), time, log_snr, log_sigma.
         process: the process; the first two need one with steps.
-        factor: of "time"; None for 1000.
+        args: `factor` of the index and of time, `unit` of log_sigma.
 
     Raises:
-        UsageError: for an unknown name, or one that does not fit the process; a factor for another name than "time".
+        UsageError: for an unknown name or argument, or one that does not fit the process.
     """
-    if factor is not None and name != "time":
-        raise UsageError(f"time_input {name!r} takes no factor: only 'time' does")
     if name in ("index", "index_between") and process.num_steps is None:
         raise UsageError(f"time_input {name!r} needs a process with steps; use 'time', 'log_snr' or 'log_sigma'")
-    inputs: dict[str, Any] = {
-        "index": lambda: Index(process.num_steps or 0),
-        "index_between": lambda: Index(process.num_steps or 0, between=True),
-        "time": lambda: ScaledTime() if factor is None else ScaledTime(float(factor)),
-        "log_snr": LogSNR,
-        "log_sigma": QuarterLogSigma,
+    rows = process.num_steps or 0
+    inputs: dict[str, tuple[Any, str | None]] = {
+        "index": (partial(Index, rows), "factor"),
+        "index_between": (partial(Index, rows, True), "factor"),
+        "time": (ScaledTime, "factor"),
+        "log_snr": (LogSNR, None),
+        "log_sigma": (QuarterLogSigma, "unit"),
     }
     if name not in inputs:
         raise unknown("time_input", name, inputs)
-    return inputs[name]()
+    make, known = inputs[name]
+    for arg, value in args.items():
+        if arg != known:
+            raise UsageError(f"time_input {name!r} has no {arg!r}: allowed is {known or 'its name alone'}")
+        if not value > 0:
+            raise UsageError(f"time_input {name!r}: {arg} is {value}: allowed is a number > 0")
+    return make(**{arg: float(value) for arg, value in args.items()})

@@ -15,9 +15,10 @@ RANKS = {
     1: ("schedules", "process", "processes", "prediction"),
     2: ("model", "grids"),
     3: ("samplers", "guidance", "objectives", "analytic", "sde", "likelihood"),
-    4: ("files", "pictures", "train"),
-    5: ("config", "build"),
-    6: ("commands", "cli", "__main__", "__init__"),
+    4: ("files", "pictures", "train", "aot"),
+    5: ("config", "build", "runtime"),
+    6: ("convert",),
+    7: ("commands", "cli", "__main__", "__init__"),
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 BESIDE = {"models": {"errors", "numerics", "types"}, "data": {"errors"}}

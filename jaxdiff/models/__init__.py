@@ -11,15 +11,29 @@ import flax.linen as nn
 
 from jaxdiff.errors import unknown
 from jaxdiff.models.attention import SelfAttention
+from jaxdiff.models.classifier import AttentionPool, Classifier
+from jaxdiff.models.dit import DiT
 from jaxdiff.models.dropout import Dropout
+from jaxdiff.models.edm2 import EDM2UNet
 from jaxdiff.models.embedding import FourierEmbedding, TimeEmbedding, sinusoidal_embedding
 from jaxdiff.models.layers import GroupNorm, Norm, ResBlock, conv, ddpm_init, dense
+from jaxdiff.models.mlp import MLP
 from jaxdiff.models.network import Network
+from jaxdiff.models.refinenet import RefineNet
 from jaxdiff.models.resample import Downsample, SmoothDownsample, Upsample
 from jaxdiff.models.transformer import SpatialTransformer
 from jaxdiff.models.unet import UNet
+from jaxdiff.models.uvit import UViT
 
-REGISTRY: dict[str, type[nn.Module]] = {"unet": UNet}
+REGISTRY: dict[str, type[nn.Module]] = {
+    "unet": UNet,
+    "classifier": Classifier,
+    "dit": DiT,
+    "uvit": UViT,
+    "edm2": EDM2UNet,
+    "refinenet": RefineNet,
+    "mlp": MLP,
+}
 
 
 def make(name: str, **fields: Any) -> Network:
@@ -50,7 +64,7 @@ def make(name: str, **fields: Any) -> Network:
 
 
 __all__ = [
-    "REGISTRY", "Downsample", "Dropout", "FourierEmbedding", "GroupNorm", "Network", "Norm", "ResBlock",
-    "SelfAttention", "SmoothDownsample", "SpatialTransformer", "TimeEmbedding", "UNet", "Upsample", "conv", "ddpm_init",
-    "dense", "make", "sinusoidal_embedding",
+    "MLP", "REGISTRY", "AttentionPool", "Classifier", "DiT", "Downsample", "Dropout", "EDM2UNet", "FourierEmbedding",
+    "GroupNorm", "Network", "Norm", "RefineNet", "ResBlock", "SelfAttention", "SmoothDownsample", "SpatialTransformer",
+    "TimeEmbedding", "UNet", "UViT", "Upsample", "conv", "ddpm_init", "dense", "make", "sinusoidal_embedding",
 ]  # fmt: skip

@@ -88,7 +88,7 @@ def _check_widths(net: Any) -> None:
     for name in _PER_LEVEL:
         value = getattr(net, name, None)
         # The last level is not resampled, so its entry may be missing.
-        least = levels - 1 if name in ("downsample", "upsample") else levels
+        least = levels - 1 if name == "downsample" else levels
         if isinstance(value, tuple) and not least <= len(value) <= levels:
             raise bad(name, value, f"one value, or one for each of the {levels} levels")
     if not _whole(net.channels, 4):

@@ -231,3 +231,48 @@ def test_training_with_dropout_needs_keys(small, ready):
     params, x, t = ready(net, (2, 8, 8, 3))
     with pytest.raises(UsageError, match="rngs"):
         net(params, x, t, train=True)
+
+
+def test_the_plan_is_what_the_network_has(small):
+    """Every part of the plan is a branch of the parameters, and nothing else is but the ends and the embeddings."""
+    for fields in ({}, {"mid": "none", "attention_levels": ((0,), ())}, {"num_res_blocks": (1, 2), "mid": "plain"},
+                   {"downsample": "block", "upsample": ("block", "conv"), "attention_last": True}):  # fmt: skip
+        net = small(**fields)
+        plan = net.module.plan(8)
+        parts = [*plan.down, *plan.mid, *plan.up]
+        named = {p.name for p in parts} | {p.attention for p in parts if p.attention}
+        params = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+        assert set(params) == named | {"conv_in", "time", "norm_out", "conv_out"}
+
+
+def test_widths_that_are_not_multiples(small):
+    net = small(channels=8, channel_mult=(0.5, 1.25), first_channels=6)
+    params = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    widths = [params[name]["conv1"]["bias"].shape[0] for name in ("down_0_block_0", "down_1_block_0")]
+    assert [*widths, params["conv_in"]["bias"].shape[0]] == [4, 10, 6]
+    with pytest.raises(UsageError, match=r"channel_mult is \(1, 0.3\)"):
+        small(channel_mult=(1, 0.3))
+    with pytest.raises(UsageError, match=r"num_res_blocks is \(1,\): allowed is one value, or one for each"):
+        small(num_res_blocks=(1,))
+
+
+def test_recomputing_changes_memory_and_not_numbers(tiny, ready):
+    plain = tiny(dropout=0.3, attention="transformer", context_dim=4)
+    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3.0, 500.0])
+    cond = {"context": jnp.ones((2, 3, 4))}
+    params = plain.init(jax.random.key(0), x, t, cond)
+    params = jax.tree.map(lambda p: p + 0.05, params)
+    keys = jax.random.split(jax.random.key(1), 2)
+
+    def grad_of(net):
+        def loss(p):
+            return (net(p, x, t, cond, train=True, rngs={"dropout": keys}) ** 2).mean()
+
+        return jax.jit(jax.value_and_grad(loss))
+
+    want, saved = grad_of(plain)(params), {}
+    for remat in ("none", "convs", "blocks"):
+        function = grad_of(tiny(dropout=0.3, attention="transformer", context_dim=4, remat=remat))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), function(params), want)
+        saved[remat] = str(jax.make_jaxpr(function)(params)).count("conv_general_dilated")
+    assert saved["none"] == saved["convs"] < saved["blocks"]

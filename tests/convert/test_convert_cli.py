@@ -1,0 +1,370 @@
+"""Loading and saving whole models, by `jaxdiff.convert` and by its command, with a family made for the test."""
+
+import dataclasses
+import json
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdiff import convert
+from jaxdiff.commands.convert import convert as command
+from jaxdiff.convert.native import load_native, load_native_spec, save_native, spec_from_json, spec_to_json
+from jaxdiff.convert.table import CONV, DENSE, SAME, Constant, Row, leaves
+from jaxdiff.errors import UsageError
+from jaxdiff.models import presets
+from jaxdiff.models.presets.spec import Spec
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+FIELDS = {
+    "channels": 8,
+    "channel_mult": (1,),
+    "num_res_blocks": 1,
+    "attention_resolutions": (),
+    "mid": "none",
+    "norm_groups": 4,
+    "num_classes": 3,
+    "dropout": 0.0,
+}
+SPEC = Spec("unet", FIELDS, (8, 8, 3), process={"name": "ddpm_cosine", "num_steps": 20}, layout={"family": "fake"})
+
+
+def values(tree, seed=0):
+    """Parameters that are functions of their names' place."""
+    draw = np.random.RandomState(seed)
+    return jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), tree)
+
+
+def fake_table(spec):
+    rules = {2: DENSE, 4: CONV}
+    like = leaves(convert.shapes(spec))
+    before = spec.layout.get("prefix", "")
+    rows = [
+        Row(name, (before + name.replace("/", "."),), rules.get(len(leaf.shape), SAME)) for name, leaf in like.items()
+    ]
+    return [*rows, Constant(before + "fake.filter", np.float32([1, 3, 3, 1]))]
+
+
+def new_family(name, monkeypatch, **more):
+    module = types.ModuleType(f"{name}_family")
+    module.FAMILY = name
+    module.recognises = lambda names: any(f"{before}{name}.filter" in names for before in ("", "net.", "old."))
+    module.table = fake_table
+    vars(module).update(more)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(convert.FAMILIES, name, module.__name__)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch):
+    monkeypatch.setitem(presets.REGISTRY, "fake_8", SPEC)
+    monkeypatch.setitem(presets.REGISTRY, "fake_9", dataclasses.replace(SPEC, fields={**FIELDS, "channels": 12}))
+    return new_family("fake", monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def like():
+    return convert.shapes(SPEC)
+
+
+@pytest.fixture(scope="module")
+def params(like):
+    return values(like)
+
+
+@pytest.fixture
+def theirs(params, tmp_path):
+    return convert.save(tmp_path / "theirs.safetensors", SPEC, params, family="fake")
+
+
+def same(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def refused(call, *words):
+    with pytest.raises(UsageError) as error:
+        call()
+    line = str(error.value)
+    assert "\n" not in line
+    assert len(line) < 1000
+    for word in words:
+        assert word in line, line
+
+
+def test_ours_there_and_back(params, tmp_path):
+    convert.save(tmp_path / "ours", SPEC, params)
+    spec, got = convert.load_spec(tmp_path / "ours")
+    assert spec == SPEC
+    assert isinstance(spec.fields["channel_mult"], tuple)
+    same(got, params)
+    same(convert.load_spec(tmp_path / "ours" / "params.safetensors")[1], params)
+
+
+def test_a_loaded_model_answers(params, tmp_path):
+    convert.save(tmp_path / "ours", SPEC, params)
+    model, got = convert.load(tmp_path / "ours")
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(got))
+    x = jax.numpy.ones((2, 8, 8, 3))
+    answer = model.denoiser(got)(x, model.process(0.5), {"label": jax.numpy.array([0, 2])})
+    assert answer.eps.shape == x.shape
+    assert np.isfinite(answer.eps).all()
+
+
+def test_a_file_of_theirs_there_and_back(theirs, params, tmp_path):
+    tensors = convert.read_tensors(theirs)
+    kernel = params["conv_in"]["kernel"]
+    np.testing.assert_array_equal(tensors["conv_in.kernel"], kernel.transpose(3, 2, 0, 1))
+    for preset in ("fake_8", SPEC):
+        spec, got = convert.load_spec(theirs, preset=preset)
+        assert spec == SPEC
+        same(got, params)
+    convert.write_tensors(tmp_path / "module.safetensors", {f"module.{n}": t for n, t in tensors.items()})
+    same(convert.load_spec(tmp_path / "module.safetensors", preset="fake_8")[1], params)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "any.safetensors").write_bytes(theirs.read_bytes())
+    same(convert.load_spec(tmp_path / "folder", preset="fake_8")[1], params)
+
+
+def test_what_stands_before_the_names_is_kept(params, tmp_path, monkeypatch):
+    new_family("fake", monkeypatch, prefix=lambda names: "net." if "net.fake.filter" in names else "")
+    named = dataclasses.replace(SPEC, layout={"family": "fake", "prefix": "net."})
+    file = convert.save(tmp_path / "theirs.safetensors", named, params, family="fake")
+    spec, got = convert.load_spec(file, preset="fake_8")
+    assert spec == named
+    same(got, params)
+
+
+def test_older_names(theirs, params, tmp_path, monkeypatch):
+    new_family("fake", monkeypatch, renamed=lambda t: {n.removeprefix("old."): v for n, v in t.items()})
+    tensors = convert.read_tensors(theirs)
+    convert.write_tensors(tmp_path / "old.safetensors", {f"old.{n}": t for n, t in tensors.items()})
+    same(convert.load_spec(tmp_path / "old.safetensors", preset="fake_8")[1], params)
+
+
+def test_half_precision_becomes_float32(theirs, tmp_path):
+    half = {name: tensor.astype(np.float16) for name, tensor in convert.read_tensors(theirs).items()}
+    convert.write_tensors(tmp_path / "half.safetensors", half)
+    _, got = convert.load_spec(tmp_path / "half.safetensors", preset="fake_8")
+    assert got["conv_in"]["kernel"].dtype == np.float32
+    np.testing.assert_array_equal(got["conv_out"]["bias"], half["conv_out.bias"].astype(np.float32))
+
+
+def test_what_a_file_does_not_say(theirs, tmp_path, monkeypatch):
+    refused(lambda: convert.load(theirs), "fake weights", "give preset", "presets of fake: fake_8, fake_9")
+    refused(lambda: convert.load(theirs, preset="fake_7"), "unknown preset 'fake_7'", "did you mean")
+    refused(lambda: convert.load(theirs, preset="fake_9"), "do not fit the network", "of another shape", "instead of")
+    other = dataclasses.replace(SPEC, layout={"family": "openai"})
+    refused(lambda: convert.load(theirs, preset=other), "has fake weights, the preset is of openai", "fake_8")
+    new_family("double", monkeypatch, recognises=lambda names: True)
+    refused(lambda: convert.load(theirs), "fake or double weights", "presets of double: none")
+    open_spec = dataclasses.replace(SPEC, layout={})
+    refused(lambda: convert.load(theirs, preset=open_spec), "may be fake or double")
+    assert convert.load_spec(theirs, preset="fake_8")[0] == SPEC
+
+
+def test_what_is_not_there_or_not_known(params, tmp_path):
+    refused(lambda: convert.load(tmp_path / "none"), "no such file or folder")
+    refused(lambda: convert.load(tmp_path), "has no weights")
+    convert.write_tensors(tmp_path / "a.safetensors", {"who.knows": np.zeros(2, np.float32)})
+    refused(lambda: convert.load(tmp_path / "a.safetensors", preset="fake_8"), "of no known family", "who.knows")
+    convert.write_tensors(tmp_path / "a.safetensors", {})
+    refused(lambda: convert.load(tmp_path / "a.safetensors"), "of no known family", "its 0 tensors")
+    (tmp_path / "a.pt").write_bytes(b"\x80\x02}.")
+    refused(lambda: convert.load(tmp_path / "a.pt"), "is a pickle", "save_file")
+    convert.save(tmp_path / "ours", SPEC, params)
+    refused(lambda: convert.load(tmp_path / "ours", preset="fake_8"), "says itself")
+
+
+def test_params_of_another_network_are_not_saved(like, params, tmp_path):
+    bigger = jax.tree.map(lambda leaf: np.zeros((*leaf.shape, 1)), params)
+    fewer = {name: part for name, part in params.items() if name != "conv_in"}
+    for family, path in (("native", tmp_path / "a"), ("fake", tmp_path / "a.safetensors")):
+        refused(lambda p=path, f=family: convert.save(p, SPEC, bigger, family=f), "not of this spec", "instead of")
+        refused(lambda p=path, f=family: convert.save(p, SPEC, fewer, family=f), "missing conv_in/")
+        refused(lambda p=path, f=family: convert.save(p, SPEC, {**params, "x": np.zeros(1)}, family=f), "surplus x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_a_family_can_be_written(params, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(lambda: convert.save(tmp_path / "a", SPEC, params, family="fake"), "ends in .safetensors")
+    refused(lambda: convert.save(tmp_path / "a.safetensors", SPEC, params), "named like a file")
+    refused(lambda: convert.save(tmp_path / "file", SPEC, params, family="diffusers"), "is a file")
+    refused(lambda: convert.save(tmp_path / "a", SPEC, params, family="fkae"), "did you mean 'fake'")
+    mlp = dataclasses.replace(SPEC, network="unknown")
+    refused(lambda: convert.save(tmp_path / "a", mlp, params), "unknown model 'unknown'")
+
+
+def test_specs_as_json():
+    spec = dataclasses.replace(
+        SPEC,
+        fields={**FIELDS, "attention_levels": ((1,), (0, 1)), "dtype": "bfloat16", "head_dim": None, "remat": "none"},
+        process={"name": "from_betas", "betas": (0.1, np.float64(0.2))},
+        layout={"rows": np.int64(3), "factor": np.float32(0.25)},
+    )
+    back = spec_from_json(json.loads(json.dumps(spec_to_json(spec))))
+    assert back == spec
+    assert type(back.fields["attention_levels"][1]) is tuple
+    whole = spec_from_json(spec_to_json(SPEC) | {"sigma_data": 1})
+    assert type(whole.sigma_data) is float
+    for bad in ({"dtype": np.dtype}, {"a": {1: 2}}, {"a": np.zeros(2)}, {"a": {"b": (object(),)}}):
+        with pytest.raises(UsageError, match="cannot be stored"):
+            spec_to_json(dataclasses.replace(SPEC, fields=bad))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"netwrok": "unet"}, "did you mean 'network'"),
+        ({"network": None}, "network"),
+        ({"fields": [1]}, "fields"),
+        ({"shape": 8}, "shape"),
+        ({"shape": [8, 8.5, 3]}, "whole numbers"),
+        ({"shape": [8, 0, 3]}, "whole numbers"),
+        ({"shape": [8, True, 3]}, "whole numbers"),
+        ({"process": "ddpm"}, "process"),
+        ({"sigma_data": "1"}, "sigma_data"),
+        ({"parameters": True}, "parameters"),
+        ({"fields": {**FIELDS, "chanels": 8}}, "did you mean 'channels'"),
+        ({"fields": {**FIELDS, "channels": "x\ny"}}, ""),
+        ({"process": {"name": "none"}}, "process"),
+    ],
+)
+def test_a_spec_file_that_lies(params, tmp_path, change, words):
+    save_native(tmp_path, SPEC, params)
+    file = tmp_path / "model.json"
+    value = json.loads(file.read_text())
+    value["spec"] |= change
+    file.write_text(json.dumps(value))
+    refused(
+        lambda: convert.load(tmp_path), words, "model.json" if "fields" not in change and words != "process" else ""
+    )
+
+
+def test_a_folder_of_ours_that_is_not_whole(like, params, tmp_path):
+    save_native(tmp_path, SPEC, params)
+    same(load_native(tmp_path, like), params)
+    file = tmp_path / "model.json"
+    for text in ("", "[]", "{}", '{"jaxdiff": 2, "spec": {}}', '{"jaxdiff": 1, "spec": {}}', '{"jaxdiff": 1}'):
+        file.write_text(text)
+        refused(lambda: load_native_spec(tmp_path), "model.json")
+    file.unlink()
+    refused(lambda: load_native_spec(tmp_path), "no such file")
+    save_native(tmp_path, SPEC, params)
+    (tmp_path / "params.safetensors").unlink()
+    refused(lambda: convert.load(tmp_path), "params.safetensors", "no such file")
+
+
+def test_model_json_is_written_last(params, tmp_path, monkeypatch):
+    save_native(tmp_path, SPEC, params)
+    monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        save_native(tmp_path, SPEC, params)
+    assert [p.name for p in tmp_path.iterdir()] == ["params.safetensors"]
+
+
+def test_the_command_both_ways(theirs, params, tmp_path, capsys):
+    assert command(theirs, tmp_path / "ours", preset="fake_8") == 0
+    out = capsys.readouterr().out
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    for line in (
+        f"parameters  {count:,}\n",
+        "family      fake\n",
+        "unet, one example 8 x 8 x 3",
+        "ddpm_cosine",
+        f"tensors     {len(leaves(params)) + 1} float32\n",
+        f"wrote       {tmp_path / 'ours'} (native, ",
+    ):
+        assert line in out
+    assert command(tmp_path / "ours", tmp_path / "back.safetensors", to="fake") == 0
+    assert (tmp_path / "back.safetensors").read_bytes() == theirs.read_bytes()
+
+
+def test_the_command_says_what_half_precision_becomes(theirs, tmp_path, capsys):
+    tensors = convert.read_tensors(theirs)
+    half = {name: t.astype(np.float16) if t.ndim > 1 else t for name, t in tensors.items()}
+    convert.write_tensors(tmp_path / "half.safetensors", half)
+    command(tmp_path / "half.safetensors", tmp_path / "ours", preset="fake_8")
+    assert "float16 (float16 stored as float32)" in capsys.readouterr().out
+
+
+def test_the_command_replaces_nothing_unasked(theirs, tmp_path, capsys):
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    command(theirs, ours, preset="fake_8")  # an empty folder is a place like any other
+    capsys.readouterr()
+    refused(lambda: command(theirs, ours, preset="fake_8"), "is there already", "--overwrite")
+    refused(lambda: command(ours, theirs, to="fake"), "is there already")
+    assert capsys.readouterr().out == ""
+    assert command(theirs, ours, preset="fake_8", overwrite=True) == 0
+    refused(lambda: command(ours, ours, overwrite=True), "is or holds what is to be read")
+    refused(lambda: command(ours / "params.safetensors", ours, overwrite=True), "is or holds what is to be read")
+    refused(lambda: command(theirs, tmp_path / "x", to="nativ", preset="fake_8"), "did you mean 'native'")
+    refused(lambda: command(theirs, tmp_path / "x", preset="fake_9"), "do not fit")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def pipeline(params, tmp_path):
+    labelled = dataclasses.replace(SPEC, layout={}, process={"name": "ddpm_scaled_linear", "num_steps": 30})
+    return convert.save(tmp_path / "pipe", labelled, params, family="diffusers")
+
+
+def test_a_folder_of_diffusers_there_and_back(pipeline, params, tmp_path):
+    names = sorted(str(path.relative_to(pipeline)) for path in pipeline.rglob("*") if path.is_file())
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert names == ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json", weights]
+    assert json.loads((pipeline / "unet/config.json").read_text())["_class_name"] == "UNet2DModel"
+    index = json.loads((pipeline / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNet2DModel"]
+    for folder in (pipeline, pipeline / "unet"):
+        spec, got = convert.load_spec(folder)
+        assert spec.process["name"] == "ddpm_scaled_linear"
+        assert (spec.process["num_steps"], spec.shape) == (30, (8, 8, 3))
+        same(got, params)
+    command(pipeline, tmp_path / "ours")
+    command(tmp_path / "ours", tmp_path / "back", to="diffusers")
+    for name in names:
+        assert (tmp_path / "back" / name).read_bytes() == (pipeline / name).read_bytes(), name
+
+
+def test_other_folders_of_diffusers(pipeline, params, tmp_path):
+    flat = tmp_path / "flat"  # as the oldest are: everything in one folder, half precision as a variant
+    flat.mkdir()
+    (flat / "config.json").write_bytes((pipeline / "unet" / "config.json").read_bytes())
+    (flat / "scheduler_config.json").write_bytes((pipeline / "scheduler" / "scheduler_config.json").read_bytes())
+    tensors = convert.read_tensors(pipeline / "unet" / "diffusion_pytorch_model.safetensors")
+    half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
+    convert.write_tensors(flat / "diffusion_pytorch_model.fp16.safetensors", half)
+    spec, got = convert.load_spec(flat)
+    assert spec.process["num_steps"] == 30
+    np.testing.assert_allclose(got["conv_in"]["kernel"], params["conv_in"]["kernel"], rtol=1e-3)
+    (flat / "scheduler_config.json").unlink()
+    assert convert.load_spec(flat)[0].process["num_steps"] == 1000
+
+
+def test_folders_of_diffusers_that_do_not_fit(pipeline, tmp_path):
+    weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    refused(lambda: convert.load(weights), "diffusers weights", "or give the folder with its config.json")
+    refused(lambda: convert.load(pipeline, preset="fake_8"), "says itself")
+    weights.rename(weights.with_suffix(".bin"))
+    refused(lambda: convert.load(pipeline), "diffusion_pytorch_model.bin is a pickle")
+    config = pipeline / "unet" / "config.json"
+    for text, words in (('{"_class_name": "UNet2DConditionModel"}', "did you mean 'UNet2DModel'"), ("{", "not JSON"),
+                        ("[]", "needed is a dict"), ('{"_class_name": ["x"]}', "unknown network")):  # fmt: skip
+        config.write_text(text)
+        refused(lambda: convert.load(pipeline), words, str(pipeline))
+
+
+def test_another_format_in_the_same_folder_takes_its_place(params, pipeline):
+    edm = dataclasses.replace(SPEC, process={"name": "edm"}, prediction="edm", time_input={"name": "log_sigma"})
+    refused(lambda: convert.save(pipeline, edm, params, family="diffusers"), "allowed is")
+    convert.save(pipeline, SPEC, values(params, 1))
+    same(convert.load_spec(pipeline)[1], values(params, 1))
+    convert.save(pipeline, dataclasses.replace(SPEC, layout={}), params, family="diffusers")
+    same(convert.load_spec(pipeline)[1], params)
