@@ -4,6 +4,7 @@ Nothing here is needed to use the library; it is what makes a command faster. Ea
 in `XLA_FLAGS` or JAX's environment variables. From Python, call `prepare` before anything is computed.
 """
 
+import importlib.util
 import os
 import zlib
 from importlib.metadata import version
@@ -15,6 +16,10 @@ import jax
 # On a CPU XLA hands single convolutions to YNNPACK, which is the slower way for these networks: benchmarks/RESULTS.md.
 _CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _CPU_VALUE = "-individual_convolution"
+# XLA for CPUs drops the barriers behind which `remat` recomputes, and with them what it saves: 2.5 to 3.3 times the
+# memory of a training step's activations.
+_PASSES_FLAG, _PASSES_VALUE = "--xla_disable_hlo_passes", "cse_barrier_expander"
+_ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
 # An unknown flag ends the process, so it is set only where it is known to exist.
 _FLAG_SINCE, _FLAG_UNTIL = (0, 10), (0, 13)
 _CACHE_BYTES = 4 * 2**30
@@ -25,14 +30,21 @@ def prepare() -> None:
 
     Before JAX has started its backend; later the flags have no effect.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
     release = tuple(int(part) for part in version("jaxlib").split(".")[:2])
-    if _CPU_FLAG not in flags and _FLAG_SINCE <= release < _FLAG_UNTIL:
-        os.environ["XLA_FLAGS"] = f"{flags} {_CPU_FLAG}={_CPU_VALUE}".strip()
+    if _FLAG_SINCE <= release < _FLAG_UNTIL:
+        _add_flag(_CPU_FLAG, _CPU_VALUE)
+        if not any(importlib.util.find_spec(name) for name in _ACCELERATORS):
+            _add_flag(_PASSES_FLAG, _PASSES_VALUE)  # a GPU's compiler needs that pass
     config: Any = jax.config
     if config.jax_compilation_cache_dir is None:
         config.update("jax_compilation_cache_dir", str(cache_folder()))
         trim(cache_folder(), _CACHE_BYTES)
+
+
+def _add_flag(name: str, value: str) -> None:
+    flags = os.environ.get("XLA_FLAGS", "")
+    if name not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {name}={value}".strip()
 
 
 def cache_folder() -> Path:

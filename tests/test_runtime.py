@@ -25,15 +25,27 @@ def prepared(tmp_path, **environment):
 
 def test_flags_and_cache_are_set(tmp_path):
     flags, folder = prepared(tmp_path)
-    assert flags == "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+    assert flags == (
+        "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution --xla_disable_hlo_passes=cse_barrier_expander"
+    )
     assert folder.startswith(str(tmp_path / "jaxdiff" / "xla-"))
 
 
 def test_the_users_own_settings_stay(tmp_path):
-    own = "--xla_cpu_experimental_ynn_fusion_type=-individual_dot --xla_force_host_platform_device_count=2"
+    own = "--xla_cpu_experimental_ynn_fusion_type=-individual_dot --xla_disable_hlo_passes=dce"
     flags, folder = prepared(tmp_path, XLA_FLAGS=own, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))
     assert flags == own
     assert folder == str(tmp_path / "mine")
+
+
+def test_a_compiler_for_accelerators_keeps_its_passes(monkeypatch):
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    monkeypatch.setattr(runtime.jax.config, "update", lambda *args: None)
+    runtime.prepare()
+    assert os.environ["XLA_FLAGS"] == (
+        "--xla_force_host_platform_device_count=2 --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+    )
 
 
 def test_the_cache_is_trimmed_to_its_newest_files(tmp_path):

@@ -60,6 +60,7 @@ def conv(
     padding: str | int = "SAME",
     scale: float = 1.0,
     dtype: Any = jnp.float32,
+    general: Any = None,
     name: str | None = None,
 ) -> nn.Conv:
     """A convolution of kernel 3 along every spatial axis, with DDPM's initialiser.
@@ -71,6 +72,7 @@ def conv(
         padding: "SAME", or so many zeros at either end of every spatial axis.
         scale: of `ddpm_init`; 0 for the last convolution of a residual branch.
         dtype: compute type.
+        general: in place of `jax.lax.conv_general_dilated`.
         name: of the submodule.
 
     Returns:
@@ -84,7 +86,7 @@ def conv(
     """
     return nn.Conv(
         features, (3,) * spatial, strides=(stride,) * spatial, padding=padding, kernel_init=ddpm_init(scale),
-        dtype=dtype, name=name,
+        dtype=dtype, conv_general_dilated=general, name=name,
     )  # fmt: skip
 
 
@@ -106,7 +108,15 @@ def dense(features: int, *, scale: float = 1.0, dtype: Any = jnp.float32, name: 
         >>> y.shape
         (2, 8, 8, 4)
     """
-    return nn.Dense(features, kernel_init=ddpm_init(scale), dtype=dtype, name=name)
+    return nn.Dense(features, kernel_init=ddpm_init(scale), dtype=dtype, dot_general=flat_dot, name=name)
+
+
+def flat_dot(x: Array, kernel: Array, dims: Any, precision: Any = None, **options: Any) -> Array:
+    """x [..., C] times kernel [C, O] on two axes: XLA's CPU transposes the factors of the kernel's gradient, element by
+    element, where they have more axes. For `nn.Dense(dot_general=)`; `dims` is what it always gives.
+    """
+    y = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), precision, **options)
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def over_space(v: Array, ndim: int) -> Array:
@@ -224,8 +234,8 @@ class ResBlock(nn.Module):
         skip_scale: the factor on the sum, sqrt(1/2) in NCSN++.
         dtype: compute type; the path of the embedding stays float32.
 
-    Calling it takes x [B, ..spatial.., C], emb [B, E], `train` and `rngs` (see `Dropout`), and returns
-    [B, ..spatial.., features].
+    Calling it takes x [B, ..spatial.., C], emb [B, E], `train` and `rngs` (see `Dropout`), and perhaps `skip`
+    [B, ..spatial.., C'], further channels of x; it returns [B, ..spatial.., features].
 
     Raises:
         UsageError: an unknown `conditioning` or `resample`; `train` with dropout but without keys.
@@ -253,7 +263,7 @@ class ResBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, train: bool = False, rngs: Any = None) -> Array:
+    def __call__(self, x: Array, emb: Array, train: bool = False, rngs: Any = None, skip: Array | None = None) -> Array:
         if self.conditioning not in CONDITIONING:
             raise unknown("conditioning", self.conditioning, CONDITIONING)
         if self.resample not in RESAMPLE:
@@ -262,7 +272,8 @@ class ResBlock(nn.Module):
             raise UsageError(f"x has shape {x.shape}: allowed is [B, ..spatial.., C] with one spatial axis or more")
         spatial, out = x.ndim - 2, self.features
         adaptive = self.conditioning == "scale_shift"
-        x = x.astype(self.dtype)
+        # Joined here, so that recomputing the block keeps no copy.
+        x = x.astype(self.dtype) if skip is None else jnp.concatenate([x, skip], axis=-1).astype(self.dtype)
         h = nn.silu(self.norm(self.dtype, name="norm1")(x))
         if self.resample:
             resize = halve if self.resample == "down" else double

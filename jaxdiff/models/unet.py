@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         return Plan(tuple(down), tuple(mid) if self.mid != "none" else (), ())
 
     def block(self, part: Part, context: Any, resample: str = "", skip_scale: int | float | None = None) -> Any:
-        """A residual block with the attention that follows it, as a function of (h, emb)."""
+        """A residual block with the attention that follows it, as a function of (h, emb, train, rngs, skip)."""
         scale = self.skip_scale if skip_scale is None else skip_scale
         norm = Norm(self.norm_groups, self.norm_epsilon, self.norm_group_size)
         block = _remat(ResBlock, self.remat)(
@@ -135,8 +135,8 @@ class Encoder(nn.Module):
                 self.num_heads, self.head_dim, norm, scale, self.dtype, name=part.attention
             )
 
-        def run(h: Array, emb: Array, train: bool, rngs: Any) -> Array:
-            h = block(h, emb, train, rngs)
+        def run(h: Array, emb: Array, train: bool, rngs: Any, skip: Array | None = None) -> Array:
+            h = block(h, emb, train, rngs, skip)
             return h if attention is None else attention(h, *context)
 
         return run
@@ -290,8 +290,7 @@ class UNet(Encoder):
         out = None
         for part, after in zip(plan.up, (*plan.up[1:], None), strict=True):
             if part.kind == "block":
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self.block(part, context)(h, emb, train, rngs)
+                h = self.block(part, context)(h, emb, train, rngs, skips.pop())
                 if (after is None or after.kind != "block") and (part.level == 0 or self.progressive_output == "skip"):
                     out = self._image_out(h, out, part.level, channels)
                 continue

@@ -257,22 +257,19 @@ def test_widths_that_are_not_multiples(small):
 
 
 def test_recomputing_changes_memory_and_not_numbers(tiny, ready):
-    plain = tiny(dropout=0.3, attention="transformer", context_dim=4)
-    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3.0, 500.0])
-    cond = {"context": jnp.ones((2, 3, 4))}
-    params = plain.init(jax.random.key(0), x, t, cond)
-    params = jax.tree.map(lambda p: p + 0.05, params)
-    keys = jax.random.split(jax.random.key(1), 2)
+    """The numbers in the forward pass are the same; the gradient's own trace has the convolutions again."""
+    plain = tiny(dropout=0.3)
+    params, x, t = ready(plain, (2, 4, 4, 3))
+    rngs = {"dropout": jax.random.split(jax.random.key(1), 2)}
 
     def grad_of(net):
-        def loss(p):
-            return (net(p, x, t, cond, train=True, rngs={"dropout": keys}) ** 2).mean()
+        return jax.value_and_grad(lambda p: (net(p, x, t, train=True, rngs=rngs) ** 2).mean())
 
-        return jax.jit(jax.value_and_grad(loss))
-
-    want, saved = grad_of(plain)(params), {}
+    want, counted = jax.jit(grad_of(plain))(params), {}
     for remat in ("none", "convs", "blocks"):
-        function = grad_of(tiny(dropout=0.3, attention="transformer", context_dim=4, remat=remat))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), function(params), want)
-        saved[remat] = str(jax.make_jaxpr(function)(params)).count("conv_general_dilated")
-    assert saved["none"] == saved["convs"] < saved["blocks"]
+        function = grad_of(tiny(dropout=0.3, remat=remat))
+        counted[remat] = str(jax.make_jaxpr(function)(params)).count("= conv_general_dilated")
+        if remat != "none":
+            got = jax.jit(function)(params)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), got, want)
+    assert counted["none"] == counted["convs"] < counted["blocks"]

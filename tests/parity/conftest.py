@@ -1,0 +1,3 @@
+"""The scripts that make fixtures need PyTorch; the tests do not."""
+
+collect_ignore_glob = ["make_*.py"]
