@@ -108,12 +108,10 @@ def jax_prepare(job: dict) -> Prepared:
     start = time.perf_counter()
     compiled = lowered.compile()
     took = time.perf_counter() - start
-    memory = compiled.memory_analysis()
     info = {
         "parameters": count,
         "compile_s": took,
         "flops": (lowered.cost_analysis() or {}).get("flops"),
-        "temp_bytes": getattr(memory, "temp_size_in_bytes", None),
     }
     return info, timed(lambda: call(compiled), job["calls"], jax.block_until_ready)
 

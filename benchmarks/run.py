@@ -2,7 +2,7 @@
 
 `--peer` is an interpreter that has torch and diffusers; without one the ratios are "not measured". Every side of a row
 is a process of its own, and the sides take turns (`benchmarks.timing`); what they compute is in `benchmarks.peers`,
-and that they compute the same is held by their counts of parameters and of floating-point operations. A ratio is
+and that they compute the same network is held by their counts of parameters (the operations are shown). A ratio is
 jaxdiff's time by PyTorch's, below 1 where jaxdiff is faster: median (least-greatest) of the rounds.
 """
 
@@ -21,9 +21,10 @@ from typing import Any
 
 from benchmarks import gpu
 from benchmarks.timing import NotMeasuredError, Spread, Worker, interleave, ratio
+from jaxdiff import runtime
 
 # What `jaxdiff train` and `jaxdiff sample` set on a CPU.
-XLA_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+XLA_FLAGS = " ".join(runtime.flags())
 JAX, DEFAULT, EAGER, COMPILED = "jaxdiff", "jaxdiff, default flags", "PyTorch", "PyTorch compiled"
 
 
@@ -253,6 +254,8 @@ def first_sample(sides: Sides, repeats: int, say: Callable[[str], None]) -> list
     for _ in range(repeats):
         for kind, side in kinds:
             name = f"{side} {kind}"
+            if name in made.missing:
+                continue
             try:
                 made.seconds.setdefault(name, []).append(once(side, kind == "cold")())
             except NotMeasuredError as error:

@@ -1,4 +1,4 @@
-"""A sampler as a file that draws images with jax and NumPy alone: neither this library nor the network's code.
+"""A sampler as a file that draws images with jax and flatbuffers alone: without this library and the network's code.
 
 The whole run, from the prior's noise over every step of the sampler to the image, is traced once and kept as StableHLO
 (`jax.export`). Image i of seed s is

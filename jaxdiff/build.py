@@ -50,6 +50,9 @@ def model_of(spec: Spec) -> Model:
         >>> model_of(presets.get("ddpm_cifar10")).process.num_steps
         1000
     """
+    for key in ("process", "time_input"):
+        if "name" not in getattr(spec, key):
+            raise UsageError(f"{key} is {getattr(spec, key)}: its 'name' is missing")
     made = processes.make(**spec.process)
     scales: dict[str, Any] = {"none": Unscaled, "unit_variance": lambda: UnitVariance(spec.sigma_data)}
     if spec.input_scale not in scales:
@@ -122,6 +125,8 @@ def objective(config: ConfigDict, *, train: bool = True) -> Objective:
             "'hybrid' and 'vlb' train the variance and need True, the others need False"
         )
     if train and config.data.num_classes and spec.label_dropout:
+        if not config.model.get("null_label", True):
+            raise UsageError(f"objective.label_dropout={spec.label_dropout:g} needs model.null_label=True; use 0")
         return ConditionDropout(made, spec.label_dropout, (("label", config.data.num_classes),))
     return made
 

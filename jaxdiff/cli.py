@@ -31,6 +31,7 @@ _DISK = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
 )
 
 
@@ -151,7 +152,7 @@ COMMANDS = {
     "sample": Command("draw images from a trained model", _sample_flags, _sample),
     "forward": Command("show how the forward process turns data into noise", _forward_flags, _forward),
     "info": Command("count a config's parameters, FLOPs and memory, without training", lambda values: None, _info),
-    "compile": Command("write a trained run's sampler as a file that needs JAX alone", _compile_flags, _compile),
+    "compile": Command("export a trained run's sampler as one file that needs JAX alone", _compile_flags, _compile),
     "convert": Command("weights of other projects to ours, and back", _convert_flags, _convert, ("SRC", "DST")),
 }
 

@@ -282,8 +282,8 @@ class _Predict:
         return prediction if variance is None else prediction._replace(var_frac=(variance + 1) / 2)
 
 
-def time_input(name: str, process: ForwardProcess, **args: float) -> Any:
-    """A time input by its name in a config.
+def time_input(name: str, process: ForwardProcess, **args: Any) -> Any:
+    """A time input by its name, as a config has it, and its arguments, as a `Spec` has them.
 
     Args:
         name: index or index_between (`Index`, without and with `between`), time, log_snr, log_sigma.
@@ -309,6 +309,6 @@ def time_input(name: str, process: ForwardProcess, **args: float) -> Any:
     for arg, value in args.items():
         if arg != known:
             raise UsageError(f"time_input {name!r} has no {arg!r}: allowed is {known or 'its name alone'}")
-        if not value > 0:
-            raise UsageError(f"time_input {name!r}: {arg} is {value}: allowed is a number > 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UsageError(f"time_input {name!r}: {arg} is {value!r}: allowed is a number > 0")
     return make(**{arg: float(value) for arg, value in args.items()})

@@ -4,6 +4,7 @@ Nothing here is needed to use the library; it is what makes a command faster. Ea
 in `XLA_FLAGS` or JAX's environment variables. From Python, call `prepare` before anything is computed.
 """
 
+import contextlib
 import importlib.util
 import os
 import zlib
@@ -14,11 +15,9 @@ from typing import Any
 import jax
 
 # On a CPU XLA hands single convolutions to YNNPACK, which is the slower way for these networks: benchmarks/RESULTS.md.
-_CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-_CPU_VALUE = "-individual_convolution"
-# XLA for CPUs drops the barriers behind which `remat` recomputes, and with them what it saves: 2.5 to 3.3 times the
-# memory of a training step's activations.
-_PASSES_FLAG, _PASSES_VALUE = "--xla_disable_hlo_passes", "cse_barrier_expander"
+_CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+# XLA for CPUs drops the barriers behind which `remat` recomputes, and with them what it saves: benchmarks/RESULTS.md.
+_PASSES_FLAG = "--xla_disable_hlo_passes=cse_barrier_expander"
 _ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
 # An unknown flag ends the process, so it is set only where it is known to exist.
 _FLAG_SINCE, _FLAG_UNTIL = (0, 10), (0, 13)
@@ -30,21 +29,24 @@ def prepare() -> None:
 
     Before JAX has started its backend; later the flags have no effect.
     """
-    release = tuple(int(part) for part in version("jaxlib").split(".")[:2])
-    if _FLAG_SINCE <= release < _FLAG_UNTIL:
-        _add_flag(_CPU_FLAG, _CPU_VALUE)
-        if not any(importlib.util.find_spec(name) for name in _ACCELERATORS):
-            _add_flag(_PASSES_FLAG, _PASSES_VALUE)  # a GPU's compiler needs that pass
+    given = os.environ.get("XLA_FLAGS", "")
+    ours = [flag for flag in flags() if flag.partition("=")[0] not in given]
+    os.environ["XLA_FLAGS"] = " ".join([*given.split(), *ours])
     config: Any = jax.config
     if config.jax_compilation_cache_dir is None:
-        config.update("jax_compilation_cache_dir", str(cache_folder()))
-        trim(cache_folder(), _CACHE_BYTES)
+        with contextlib.suppress(OSError, RuntimeError):  # no home folder, or none that can be written: no cache
+            config.update("jax_compilation_cache_dir", str(cache_folder()))
+            trim(cache_folder(), _CACHE_BYTES)
 
 
-def _add_flag(name: str, value: str) -> None:
-    flags = os.environ.get("XLA_FLAGS", "")
-    if name not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {name}={value}".strip()
+def flags() -> list[str]:
+    """The compiler's flags for this machine and this version of JAX."""
+    release = tuple(int(part) for part in version("jaxlib").split(".")[:2])
+    if not _FLAG_SINCE <= release < _FLAG_UNTIL:
+        return []
+    # The compilers of accelerators need that pass.
+    accelerator = any(importlib.util.find_spec(name) for name in _ACCELERATORS)
+    return [_CPU_FLAG] if accelerator else [_CPU_FLAG, _PASSES_FLAG]
 
 
 def cache_folder() -> Path:

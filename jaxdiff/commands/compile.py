@@ -1,4 +1,4 @@
-"""Export a trained run's sampler as one file that draws images with jax and NumPy alone (`jaxdiff.aot`)."""
+"""Export a trained run's sampler as one file that draws images with jax and flatbuffers alone (`jaxdiff.aot`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from jaxdiff.model import Index
 
 _USE = """\
 with this library:    jaxdiff.aot.load_sampler("{out}")(seed=0, num=16{given})
-with jax alone:
+with jax and flatbuffers alone (pip install jax flatbuffers):
   import jax, jax.export, numpy
   file = numpy.load("{out}")
   program = jax.export.deserialize(bytearray(file["program"].tobytes()))
@@ -44,6 +44,7 @@ def compile_run(
         raise UsageError(f"batch_size={batch_size}: allowed is 1 or more, or 0 for any")
     if out.is_dir():
         raise UsageError(f"--out={out}: this is a folder, a file's name is needed")
+    out.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     config, model, params = load_run(workdir, checkpoint)
     if overrides.get("sampler", config.sample.sampler) != config.sample.sampler:
         config.sample.sampler_args = {}

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxdiff import convert as weights
+from jaxdiff.convert import files
 from jaxdiff.convert.table import Row, clean
 from jaxdiff.errors import UsageError
 
@@ -71,7 +72,11 @@ def describe(found: weights.Found) -> list[str]:
 
 def _check_free(src: Path, dst: Path, overwrite: bool) -> None:
     """Nothing is replaced unasked, and nothing by itself."""
-    if dst.exists() and src.exists() and (dst.resolve() == src.resolve() or dst.resolve() in src.resolve().parents):
-        raise UsageError(f"{dst} is or holds what is to be read: give another place to write to")
+    if src.exists():
+        source, target = src.resolve(), dst.resolve()
+        # An index is read with the files beside it.
+        home = source.parent if files.is_index(src) else source
+        if target in (source, *source.parents) or home in target.parents:
+            raise UsageError(f"{dst} is, holds or lies in what is to be read: give another place to write to")
     if not overwrite and dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise UsageError(f"{dst} is there already: give another place, or --overwrite to replace it")

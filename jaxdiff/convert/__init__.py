@@ -343,8 +343,8 @@ def save(path: str | Path, spec: str | Spec, params: PyTree, *, family: str = "n
         config = {"_class_name": name, **module.config(spec)}
         scheduler = importlib.import_module(FAMILIES["diffusers"]).scheduler(spec)
         tensors = write(getattr(module, kind.table)(spec), params)
-        (path / MODEL).unlink(missing_ok=True)  # a folder is one model
-        return files.write_pipeline(path, kind.part, config, scheduler, tensors)
+        stale = [path / MODEL]  # a folder is one model
+        return files.write_pipeline(path, kind.part, config, scheduler, tensors, stale)
     module = importlib.import_module(FAMILIES[family])
     return write_tensors(path, write(module.table(spec), params), {"format": "pt"})
 

@@ -31,6 +31,7 @@ import numpy as np
 
 from jaxdiff import processes
 from jaxdiff.convert import diffusers_scheduler
+from jaxdiff.convert.files import tuples
 from jaxdiff.convert.table import CONV, CONV1, DENSE, SAME, Row, Rule, joined, permuted, scaled
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.models.presets.spec import Spec
@@ -225,9 +226,9 @@ def spec(config: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None) 
         raise _bad("out_channels", checked["out_channels"], "twice in_channels where variance_type is learned_range")
     size = checked["sample_size"]
     shape = (*(size if isinstance(size, tuple) else (size, size)), checked["in_channels"])
-    layout: dict[str, Any] = {"family": FAMILY, "config": _tuples(_public(config))}
+    layout: dict[str, Any] = {"family": FAMILY, "config": tuples(_public(config))}
     if scheduler is not None:
-        layout["scheduler"] = _tuples({"_class_name": name, **_public(scheduler)})
+        layout["scheduler"] = tuples({"_class_name": name, **_public(scheduler)})
     return Spec(
         "unet", fields, shape, meant.process, meant.prediction, "none", meant.time_input, layout=layout,
         reference="a UNet2DModel of diffusers",
@@ -414,7 +415,7 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in public:
         if key not in _KEYS and key not in _AVERAGING:
             raise unknown(f"key of a {MODEL}'s config", key, _KEYS)
-    made = {key: _tuples(public.get(key, known.default)) for key, known in _KEYS.items()}
+    made = {key: tuples(public.get(key, known.default)) for key, known in _KEYS.items()}
     for key, known in _KEYS.items():
         if not known.fits(made[key]):
             raise _bad(key, made[key], known.allowed)
@@ -664,12 +665,6 @@ def _made(net: UNet, shape: tuple[int, ...]) -> dict[str, Any]:
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
     """Without what save_config adds for itself."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(map(_tuples, value))
-    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _lists(value: Any) -> Any:

@@ -168,6 +168,8 @@ def derived(spec: Spec) -> dict[str, Any]:
         theirs |= {key: given[key] for key in ("beta_start", "beta_end") if key in given}
         theirs["beta_schedule"] = schedule
     theirs["prediction_type"] = kinds[spec.prediction]
+    if spec.shape[-1] not in (1, 3):
+        theirs["clip_sample"] = False  # latents go beyond [-1, 1], where a sampler cuts what is not told otherwise
     if spec.fields.get("learned_variance"):
         theirs["variance_type"] = LEARNED
     return theirs

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.convert.diffusers_scheduler import meaning
-from jaxdiff.convert.table import CONV, DENSE, SAME, Constant, Row, Rule, joined, reshaped
+from jaxdiff.convert.files import tuples
+from jaxdiff.convert.table import CONV, DENSE, SAME, Constant, Row, Rule, clean, joined, reshaped
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.models.dit import DiT
 from jaxdiff.models.presets.spec import Spec
@@ -50,6 +51,11 @@ _ONLY = {
     "cross_attention_dim": None, "num_vector_embeds": None, "double_self_attention": False,
     "only_cross_attention": False, "use_linear_projection": False, "caption_channels": None,
     "attention_type": "default", "use_additional_conditions": None, "interpolation_scale": None,
+}  # fmt: skip
+_MOST = 10**6
+_WHOLE = {
+    "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "sample_size",
+    "patch_size", "num_embeds_ada_norm",
 }  # fmt: skip
 _UNUSED = ("dropout", "norm_num_groups", "upcast_attention")  # of training, of other networks, of half precision
 
@@ -256,7 +262,7 @@ def spec(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Spec:
         scheduler: of the noise (scheduler_config.json); a DDIMScheduler where it does not say.
 
     Returns:
-        The spec, with layout {"family": "diffusers"}.
+        The spec; its layout keeps the scheduler if one is given, so that it is written back as it was.
 
     Raises:
         UsageError: a field that is unknown or has a value that our network does not follow.
@@ -268,13 +274,15 @@ def spec(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Spec:
 
     Reference: huggingface/diffusers, models/transformers/dit_transformer_2d.py, pipelines/dit.
     """
-    given = {name: value for name, value in config.items() if not name.startswith("_")}
+    given = _public(config)
     for name, value in given.items():
         if name in _ONLY and value != _ONLY[name]:
-            raise UsageError(f"{name} is {value!r} in config.json: allowed is {_ONLY[name]!r}")
+            raise _bad(name, value, repr(_ONLY[name]))
         if name not in (*_FIELDS, *_ONLY, *_UNUSED):
             raise unknown(f"field of {CLASS}", name, [*_FIELDS, *_ONLY, *_UNUSED])
     made = {**_FIELDS, **given}
+    for name in _FIELDS:
+        _check_number(name, made[name])
     channels = made["in_channels"]
     out = channels if made["out_channels"] is None else made["out_channels"]
     learned = out == 2 * channels
@@ -291,11 +299,15 @@ def spec(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Spec:
         "mlp_norm_epsilon": made["norm_eps"],
         "position_reach": made["sample_size"] // made["patch_size"],
     }
-    meant = meaning({"_class_name": "DDIMScheduler", **scheduler})
+    noise = {"_class_name": "DDIMScheduler", **scheduler}
+    meant = meaning(noise)
+    layout: dict[str, Any] = {"family": "diffusers"}
+    if scheduler:
+        layout["scheduler"] = tuples({"_class_name": noise["_class_name"], **_public(scheduler)})
     size = made["sample_size"]
     return Spec(
         "dit", fields, (size, size, channels), meant.process, meant.prediction, "none", meant.time_input,
-        layout={"family": "diffusers", "class": CLASS}, reference=f"a {CLASS} of diffusers",
+        layout=layout, reference=f"a {CLASS} of diffusers",
     )  # fmt: skip
 
 
@@ -340,6 +352,28 @@ def config(spec: Spec) -> dict[str, Any]:
         "sample_size": size * patch,
         "upcast_attention": False,
     }
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what diffusers adds for itself."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+def _check_number(name: str, value: Any) -> None:
+    """A value of `_FIELDS`, before anything is computed with it."""
+    if name in _WHOLE:
+        fits = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST
+        if not (fits or (name == "out_channels" and value is None)):
+            raise _bad(name, value, f"a whole number from 1 to {_MOST}")
+    elif name == "attention_bias":
+        if not isinstance(value, bool):
+            raise _bad(name, value, "True or False")
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise _bad(name, value, "a number above 0")
+
+
+def _bad(name: str, value: Any, allowed: str) -> UsageError:
+    return UsageError(f"{name} is {clean(repr(value))} in config.json: allowed is {allowed}")
 
 
 def _network(spec: Spec) -> DiT | UViT:

@@ -26,6 +26,7 @@ Every layer that resamples keeps its filter f as a constant f f^T / sum(f)^2: ch
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def table(spec: Spec) -> list[Row | Constant]:
 
 def _prefixed(row: Row | Constant, before: str) -> Row | Constant:
     if isinstance(row, Constant):
-        return Constant(before + row.theirs, row.value)
+        return replace(row, theirs=before + row.theirs)
     return row._replace(theirs=tuple(before + name for name in row.theirs))
 
 

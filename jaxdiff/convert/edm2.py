@@ -25,6 +25,22 @@ _SIGNS = {"emb_fourier.freqs", "emb_noise.weight", "out_gain", "out_conv.weight"
 _UNCERTAINTY = {"logvar_fourier.freqs": (128,), "logvar_fourier.phases": (128,), "logvar_linear.weight": (1, 128)}
 
 
+def prefix(names: Collection[str]) -> str:
+    """Which module a file is of.
+
+    Args:
+        names: of all tensors in a file.
+
+    Returns:
+        `layout["prefix"]` for it: "unet." for the whole, "" for the U-Net alone.
+
+    Examples:
+        >>> prefix(["unet.out_gain"])
+        'unet.'
+    """
+    return "unet." if "unet.out_gain" in names else ""
+
+
 def recognises(names: Collection[str]) -> bool:
     """Whether these are the tensors of a network of this family.
 
@@ -38,7 +54,7 @@ def recognises(names: Collection[str]) -> bool:
         >>> recognises(["emb_fourier.freqs", "emb_noise.weight", "out_gain", "out_conv.weight"])
         True
     """
-    return any({prefix + name for name in _SIGNS} <= set(names) for prefix in PREFIXES)
+    return any({before + name for name in _SIGNS} <= set(names) for before in PREFIXES)
 
 
 def table(spec: Spec) -> list[Row | Constant]:
@@ -59,11 +75,11 @@ def table(spec: Spec) -> list[Row | Constant]:
     """
     if spec.network != "edm2":
         raise UsageError(f"network is {spec.network!r}: allowed for weights of the family 'edm2' is edm2")
-    prefix = spec.layout.get("prefix", "")
-    if prefix not in PREFIXES:
-        raise unknown("layout['prefix']", prefix, PREFIXES)
-    rows = [Row(ours, (prefix + theirs,), rule) for ours, theirs, rule in _rows(EDM2UNet(**spec.fields), spec)]
-    if not prefix:
+    before = spec.layout.get("prefix", "")
+    if before not in PREFIXES:
+        raise unknown("layout['prefix']", before, PREFIXES)
+    rows = [Row(ours, (before + theirs,), rule) for ours, theirs, rule in _rows(EDM2UNet(**spec.fields), spec)]
+    if not before:
         return [*rows]
     return [*rows, *(Constant(k, np.ones(v, np.float32), tolerance=np.inf) for k, v in _UNCERTAINTY.items())]
 

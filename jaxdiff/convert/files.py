@@ -16,9 +16,10 @@ Reference: Hugging Face, safetensors, README, section "Format".
 
 import json
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,13 @@ def _place(name: str, entry: Any, where: str) -> tuple[np.dtype, tuple[int, ...]
     size = math.prod(shape) * DTYPES[kind].itemsize
     if offsets[1] - offsets[0] != size:
         raise UsageError(f"{what} is {size} bytes by dtype and shape, {offsets[1] - offsets[0]} by its data_offsets")
+    # NumPy makes no empty array either whose other axes do not fit in 63 bits.
+    if math.prod(max(extent, 1) for extent in shape) >= _MOST_ITEMS:
+        raise UsageError(f"{what} has shape {clean(str(shape))}: allowed are fewer than 2^48 numbers, zeros taken as 1")
     return DTYPES[kind], tuple(shape), offsets[0], offsets[1]
 
 
-def _read_one(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read_one(path: Path) -> dict[str, np.ndarray]:
     where = clean(str(path), 300)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -144,30 +148,28 @@ def _read_one(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                          f"its header speaks of {8 + length + end}")  # fmt: skip
     # A window on the file: a tensor is read when it is looked at.
     data = np.memmap(path, np.uint8, "r")[8 + length :]
-    return {n: np.asarray(data[a:b]).view(kind).reshape(shape) for n, (kind, shape, a, b) in places.items()}, metadata
+    return {n: np.asarray(data[a:b]).view(kind).reshape(shape) for n, (kind, shape, a, b) in places.items()}
 
 
-def _read_shards(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read_shards(path: Path) -> dict[str, np.ndarray]:
     where = clean(str(path), 300)
     files = read_json(path).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise UsageError(f"{where} has no weight_map of tensor names to file names")
     tensors: dict[str, np.ndarray] = {}
-    metadata: dict[str, str] = {}
     for file in dict.fromkeys(files.values()):
         # An index names its neighbours; a path would lead anywhere.
         if Path(file).name != file or "\\" in file or "\0" in file:
             raise UsageError(f"{where} names the file {clean(ascii(file))}: only files beside it are read")
         if not (path.parent / file).is_file():
             raise UsageError(f"{where} names the file {clean(file)}, which is not there")
-        part, told = _read_one(path.parent / file)
+        part = _read_one(path.parent / file)
         wrong = [name for name in part if files.get(name) != file]
         wrong += [name for name, place in files.items() if place == file and name not in part]
         if wrong:
             raise UsageError(f"{where} and {clean(file)} disagree about {shown(wrong)}")
         tensors |= part
-        metadata |= told
-    return tensors, metadata
+    return tensors
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -190,15 +192,6 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         (2, 3)
 
     Reference: Hugging Face, safetensors, README, section "Format".
-    """
-    return read_tensors_and_metadata(path)[0]
-
-
-def read_tensors_and_metadata(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """`read_tensors` with the file's own remarks. See `read_tensors` for the arguments.
-
-    Returns:
-        The tensors, and the header's `__metadata__`.
     """
     path = Path(path)
     if not path.is_file():
@@ -276,6 +269,24 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def tuples(value: Any) -> Any:
+    """A value of JSON with its sequences as tuples: the fields of a network must be hashable.
+
+    Args:
+        value: what `json.loads` gave; anything.
+
+    Returns:
+        The value, and dicts in it, made anew.
+
+    Examples:
+        >>> tuples({"channel_mult": [1, [2]]})
+        {'channel_mult': (1, (2,))}
+    """
+    if isinstance(value, list | tuple):
+        return tuple(map(tuples, value))
+    return {key: tuples(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
 def write_tensors(
     path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> Path:
@@ -318,8 +329,47 @@ def write_tensors(
     return write_whole(path, b"".join([len(text).to_bytes(8, "little"), text, *parts]))
 
 
+def replace_tensors(
+    path: str | Path,
+    tensors: Mapping[str, np.ndarray],
+    stale: Iterable[Path],
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """`write_tensors` where a model may lie already: what describes that goes once the new tensors are on the disk.
+
+    Args:
+        path: where.
+        tensors: as of `write_tensors`.
+        stale: files to remove, there or not.
+        metadata: as of `write_tensors`.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: as `write_tensors`; nothing is removed then.
+        OSError: if it cannot be written; nothing is removed while the new tensors are not whole.
+
+    Examples:
+        >>> import tempfile
+        >>> old = write_tensors(tempfile.mkdtemp() + "/a.safetensors", {"w": np.zeros(2, np.float32)})
+        >>> replace_tensors(old.with_name("b.safetensors"), {"w": np.zeros(2, np.float32)}, [old]).name, old.exists()
+        ('b.safetensors', False)
+    """
+    path = Path(path)
+    new = path.with_name(f".{path.name}.{os.getpid()}")  # no name that is read as weights
+    try:
+        write_tensors(new, tensors, metadata)
+        for file in stale:
+            file.unlink(missing_ok=True)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+    return path
+
+
 # A folder of diffusers is a network (config.json beside its weights) or a pipeline of parts, each in its own folder.
-CONFIG, SCHEDULER = "config.json", "scheduler_config.json"
+CONFIG, SCHEDULER, PIPELINE = "config.json", "scheduler_config.json", "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
 PARTS = ("unet", "transformer")
 _PIPELINES = {
@@ -367,8 +417,11 @@ def write_pipeline(
     config: Mapping[str, Any],
     scheduler: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
+    stale: Sequence[Path] = (),
 ) -> Path:
     """Write a folder as diffusers reads it: the network, its scheduler, and model_index.json for a known pipeline.
+
+    Those pipelines give the network no labels or the like, so one that takes them gets no model_index.json.
 
     Args:
         path: the folder, made if missing.
@@ -376,6 +429,7 @@ def write_pipeline(
         config: the network's config.json, with "_class_name".
         scheduler: scheduler_config.json, with "_class_name".
         tensors: the network's weights, by diffusers' names.
+        stale: more files to remove, which describe another model there.
 
     Returns:
         The folder.
@@ -384,14 +438,17 @@ def write_pipeline(
         OSError: if it cannot be written.
     """
     path = Path(path)
+    # What is read in place of the files written here: an index comes before them in diffusers, a scheduler beside the
+    # network before the pipeline's in `read_scheduler`.
+    folders = (path, *(path / name for name in PARTS))
+    old = [folder / name for folder in folders for name in (CONFIG, SCHEDULER, WEIGHTS + INDEX)]
+    old += [path / PIPELINE, path / part / "scheduler" / SCHEDULER, *stale]
+    replace_tensors(path / part / f"{WEIGHTS}.safetensors", tensors, old, {"format": "pt"})
     # config.json is written last: a folder that has it is whole.
-    for folder in (path, *(path / name for name in PARTS)):
-        (folder / CONFIG).unlink(missing_ok=True)
-    write_tensors(path / part / f"{WEIGHTS}.safetensors", tensors, {"format": "pt"})
     write_json(path / "scheduler" / SCHEDULER, scheduler)
-    (path / "model_index.json").unlink(missing_ok=True)
-    if pipeline := _PIPELINES.get((part, scheduler["_class_name"])):
+    pipeline = _PIPELINES.get((part, scheduler["_class_name"]))
+    if pipeline and config.get("num_class_embeds") is None and config.get("class_embed_type") is None:
         parts = {"scheduler": ["diffusers", scheduler["_class_name"]], part: ["diffusers", config["_class_name"]]}
-        write_json(path / "model_index.json", {"_class_name": pipeline, **parts})
+        write_json(path / PIPELINE, {"_class_name": pipeline, **parts})
     write_json(path / part / CONFIG, config)
     return path

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.convert.files import read_json, read_tensors, write_tensors
-from jaxdiff.convert.table import SAME, Row, clean, leaves, read
+from jaxdiff.convert.files import read_json, replace_tensors, tuples
+from jaxdiff.convert.table import SAME, Row, clean, leaves
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.files import write_json
 from jaxdiff.models.presets.spec import Spec
@@ -41,12 +41,6 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     raise UsageError(f"{where}={value!r} cannot be stored: allowed are numbers, text, tuples, and dicts with text keys")
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(map(_tuples, value))
-    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def spec_to_json(spec: Spec) -> dict[str, Any]:
@@ -87,7 +81,7 @@ def spec_from_json(value: Any, where: str = "spec") -> Spec:
     """
     if not isinstance(value, dict):
         raise UsageError(f"{where} is a {type(value).__name__}: needed are the fields of a Spec")
-    made = {key: _tuples(item) for key, item in value.items()}
+    made = {key: tuples(item) for key, item in value.items()}
     needed = [field.name for field in dataclasses.fields(Spec) if field.default is field.default_factory]
     for key, item in made.items():
         if key not in _KINDS:
@@ -102,11 +96,6 @@ def spec_from_json(value: Any, where: str = "spec") -> Spec:
     if "sigma_data" in made:
         made["sigma_data"] = float(made["sigma_data"])
     return Spec(**made)
-
-
-def is_native(path: str | Path) -> bool:
-    """Whether a folder holds a model in this format."""
-    return (Path(path) / MODEL).is_file()
 
 
 def save_native(path: str | Path, spec: Spec, params: PyTree) -> Path:
@@ -132,8 +121,8 @@ def save_native(path: str | Path, spec: Spec, params: PyTree) -> Path:
     """
     path = Path(path)
     value = {"jaxdiff": VERSION, "spec": spec_to_json(spec)}
-    (path / MODEL).unlink(missing_ok=True)
-    write_tensors(path / PARAMS, {name: np.asarray(leaf, np.float32) for name, leaf in leaves(params).items()})
+    tensors = {name: np.asarray(leaf, np.float32) for name, leaf in leaves(params).items()}
+    replace_tensors(path / PARAMS, tensors, [path / MODEL])
     write_json(path / MODEL, value)
     return path
 
@@ -166,26 +155,3 @@ def native_table(like: PyTree) -> list[Row]:
         ('out/kernel',)
     """
     return [Row(name, (name,), SAME) for name in leaves(like)]
-
-
-def load_native(path: str | Path, like: PyTree) -> PyTree:
-    """The parameters in a model's folder.
-
-    Args:
-        path: the folder.
-        like: the network's tree of arrays or jax.ShapeDtypeStruct.
-
-    Returns:
-        The tree, float32 NumPy arrays.
-
-    Raises:
-        UsageError: for a file that cannot be read, or is not of this network.
-
-    Examples:
-        >>> import tempfile
-        >>> params = {"out": {"kernel": np.ones((3, 4), np.float32)}}
-        >>> folder = save_native(tempfile.mkdtemp() + "/model", Spec("unet", {}, (8, 8, 3)), params)
-        >>> load_native(folder, params)["out"]["kernel"].shape
-        (3, 4)
-    """
-    return read(native_table(like), read_tensors(Path(path) / PARAMS), like)

@@ -8,7 +8,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from jaxdiff.convert.table import CONV, CONV1, SAME, Constant, Row, Rule, scaled
+from jaxdiff.convert.table import CONV, CONV1, SAME, Constant, Row, Rule, clean, scaled
+from jaxdiff.errors import UsageError
 from jaxdiff.models.presets.spec import Spec
 from jaxdiff.models.refinenet import RefineNet
 
@@ -84,13 +85,24 @@ def table(spec: Spec) -> list[Row | Constant]:
     Returns:
         The rows, and the noise levels as a constant.
 
+    Raises:
+        UsageError: another network, another process, or another number of stages.
+
     Examples:
         >>> from jaxdiff.models.presets.ncsnv2 import PRESETS
         >>> table(PRESETS["ncsnv2_cifar10"])[0].theirs
         ('begin_conv.weight',)
     """
+    if spec.network != "refinenet":
+        raise UsageError(f"network is {spec.network!r}: allowed for weights of the family 'ncsnv2' is refinenet")
+    if spec.process.get("name") != "ncsn" or spec.process.get("sigmas") is None:
+        name = clean(repr(spec.process.get("name")))
+        raise UsageError(f"process is {name}: allowed for weights of the family 'ncsnv2' is ncsn with its sigmas")
     net = RefineNet(**spec.fields)
     stages = net.plan()
+    if not 4 <= len(stages) <= 6:
+        count = len(stages)
+        raise UsageError(f"channel_mult has {count} entries: allowed for weights of the family 'ncsnv2' are 4 to 6")
     down, up = _numbers(len(stages))
     rows: list[Row | Constant] = [*_with_bias("conv_in", "begin_conv", CONV), *_stages(net, down)]
     for s, number in enumerate(up):

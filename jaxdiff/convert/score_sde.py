@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.convert.table import CONV, CONV1, DENSE, SAME, Constant, Row, Rule, joined, scaled
+from jaxdiff.convert.table import CONV, CONV1, DENSE, SAME, Constant, Row, Rule, clean, joined, scaled
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.models import REGISTRY
 from jaxdiff.models.presets.spec import Spec
@@ -36,6 +36,7 @@ FAMILY = "score_sde"
 NETWORKS = ("ncsnpp", "ddpm")
 PREFIX = "module."
 
+_MOST_LEVELS = 1_000_000
 _MODULE = re.compile(r"(module\.)?all_modules\.\d+\.\w")
 
 
@@ -82,7 +83,7 @@ def table(spec: Spec) -> list[Row | Constant]:
         One row for every parameter of ours, and the constant `sigmas`.
 
     Raises:
-        UsageError: another network.
+        UsageError: another network, or no noise levels.
 
     Examples:
         >>> fields = {"channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
@@ -96,8 +97,7 @@ def table(spec: Spec) -> list[Row | Constant]:
         raise unknown("layout['network']", spec.layout.get("network"), NETWORKS)
     net: Any = REGISTRY[spec.network](**spec.fields)
     before = spec.layout.get("prefix", "")
-    least, most, levels = spec.layout["sigmas"]
-    sigmas = Constant(f"{before}sigmas", np.exp(np.linspace(np.log(most), np.log(least), levels)), tolerance=1e-6)
+    sigmas = Constant(f"{before}sigmas", _sigmas(spec.layout.get("sigmas")), tolerance=1e-6)
     numbered: Iterator[list[Row]] = _modules(net, max(spec.shape[:-1]), spec.layout)
     rows = [
         row._replace(theirs=tuple(f"{before}all_modules.{i}.{name}" for name in row.theirs))
@@ -105,6 +105,17 @@ def table(spec: Spec) -> list[Row | Constant]:
         for row in module
     ]
     return [sigmas, *rows]
+
+
+def _sigmas(levels: Any) -> np.ndarray:
+    """The table of noise levels from layout["sigmas"], which a file may have brought."""
+    match levels:
+        case (int() | float() as least, int() | float() as most, int() as many) if (
+            0 < least < 1e9 and 0 < most < 1e9 and 1 <= many <= _MOST_LEVELS
+        ):
+            return np.exp(np.linspace(np.log(most), np.log(least), many))
+    text = clean(repr(levels))
+    raise UsageError(f"layout['sigmas'] is {text}: needed are the least, the most and how many, all above 0")
 
 
 def _modules(net: Any, size: int, layout: dict[str, Any]) -> Iterator[list[Row]]:

@@ -76,7 +76,8 @@ class Constant:
         theirs: its name.
         value: what it must hold; it is written with this shape and dtype.
         optional: whether a file may lack it.
-        tolerance: the largest deviation allowed, as a fraction of the largest absolute value.
+        tolerance: the largest deviation allowed, as a fraction of the largest absolute value; at least the step of
+            the type that a file has it in.
 
     Examples:
         >>> Constant("resample_filter", np.full((1, 1, 2, 2), 0.25, np.float32)).theirs
@@ -346,7 +347,9 @@ def _expected(row: Row, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 def _other_value(constant: Constant, tensor: Any) -> bool:
     got, want = np.asarray(tensor).astype(np.float64), np.asarray(constant.value).astype(np.float64)
-    return not bool(np.all(np.abs(got - want) <= constant.tolerance * np.abs(want).max(initial=0.0)))
+    kind = np.asarray(tensor).dtype
+    tolerance = max(constant.tolerance, float(ml_dtypes.finfo(kind).eps)) if kind in _FLOATS else constant.tolerance
+    return not bool(np.all(np.abs(got - want) <= tolerance * np.abs(want).max(initial=0.0)))
 
 
 def read(

@@ -19,14 +19,16 @@ from jaxdiff.models.layers import Norm, dense, scaled
 _FLASH = (jnp.bfloat16, jnp.float16)
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """Equation (1), the softmax in float32; on a GPU in half precision by cuDNN, in memory linear in the positions.
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None, *, flash: bool = False) -> Array:
+    """Equation (1), the softmax in float32.
 
     Args:
         q: queries, [B, L, heads, d].
         k: keys, [B, M, heads, d].
         v: values, the shape of k.
         mask: which keys an example has, bool [B, M]; None for all.
+        flash: by cuDNN's kernel, in memory linear in the positions, where there is one: on an NVIDIA GPU of Ampere or
+            later, in half precision, without a mask. It has no forward-mode derivative.
 
     Returns:
         The shape of q.
@@ -38,11 +40,17 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
     Reference: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762, equation 1.
     """
-    dim = q.shape[-1]
-    # cuDNN's kernels are for up to 128 channels a head, in eights.
-    flash = jax.default_backend() == "gpu" and q.dtype in _FLASH and dim % 8 == 0 and dim <= 128
     where = None if mask is None else mask[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=where, implementation="cudnn" if flash else None)
+    kernel = flash and mask is None and _has_kernel(q)
+    return jax.nn.dot_product_attention(q, k, v, mask=where, implementation="cudnn" if kernel else None)
+
+
+def _has_kernel(q: Array) -> bool:
+    """cuDNN's are for up to 128 channels a head, in eights."""
+    if q.dtype not in _FLASH or q.shape[-1] % 8 or q.shape[-1] > 128 or jax.default_backend() != "gpu":
+        return False
+    device = jax.devices()[0]
+    return "cuda" in device.client.platform_version and float(device.compute_capability) >= 8
 
 
 def heads_of(channels: int, num_heads: int, head_dim: int | None) -> int:
@@ -109,6 +117,7 @@ class SelfAttention(nn.Module):
         head_dim: channels per head; where given it decides, and `num_heads` is ignored.
         norm: of the group normalisation.
         skip_scale: the factor on the sum, sqrt(1/2) in NCSN++.
+        flash: see `attend`.
         dtype: compute type; the softmax is taken in float32.
 
     Calling it takes x [B, ..spatial.., C], and perhaps `context` [B, L, D] with `mask` bool [B, L], and returns the
@@ -131,6 +140,7 @@ class SelfAttention(nn.Module):
     head_dim: int | None = None
     norm: Norm = Norm()
     skip_scale: int | float = 1
+    flash: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -147,6 +157,6 @@ class SelfAttention(nn.Module):
             k, v = jnp.concatenate([kv[:, :, 0], k], axis=1), jnp.concatenate([kv[:, :, 1], v], axis=1)
             if mask is not None:
                 mask = jnp.concatenate([mask, jnp.ones(qkv.shape[:2], bool)], axis=1)
-        h = attend(q, k, v, mask if context is not None else None)
+        h = attend(q, k, v, mask if context is not None else None, flash=self.flash)
         h = dense(channels, scale=0.0, dtype=self.dtype, name="proj")(h.reshape(x.shape))
         return scaled(x.astype(self.dtype) + h, self.skip_scale)

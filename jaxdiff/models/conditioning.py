@@ -36,7 +36,7 @@ def embedding(net: Any, batch: int, t: Array, cond: Mapping[str, Any] | None) ->
     features = net.channels * (2 if net.time_embedding == "fourier" else 1)
     beside = []
     if net.num_classes and net.label_into == "features":
-        beside.append(_label(net, batch, cond.get("label"), features))
+        beside.append(label_rows(net, batch, cond, features))
     if net.augment_dim and cond.get("augment") is not None:
         augment = _vector(cond, "augment", (batch, net.augment_dim))
         beside.append(nn.Dense(features, use_bias=False, name="augment")(augment))
@@ -45,7 +45,7 @@ def embedding(net: Any, batch: int, t: Array, cond: Mapping[str, Any] | None) ->
     time = TimeEmbedding(net.channels, net.time_embedding, net.freq_shift, net.num_positions, name="time")
     emb = time(t, sum(beside[1:], beside[0]) if beside else None)
     if net.num_classes and net.label_into == "embedding":
-        emb = emb + _label(net, batch, cond.get("label"), width)
+        emb = emb + label_rows(net, batch, cond, width)
     if net.aug_level:
         level = _vector(cond, "aug_level", (batch,))
         emb = emb + TimeEmbedding(net.channels, "sinusoidal", net.freq_shift, name="aug_level")(level)
@@ -95,10 +95,25 @@ def inputs(names: tuple[str, ...], x: Array, cond: Mapping[str, Any] | None) -> 
     return jnp.concatenate(parts, axis=-1) if names else x
 
 
-def _label(net: Any, batch: int, given: Any, features: int) -> Array:
-    """The rows of the labels, [B, features]."""
+def label_rows(net: Any, batch: int, cond: Mapping[str, Any] | None, features: int, init: Any = None) -> Array:
+    """The rows of the labels in the table "label"; called where `net` is being applied, it makes the table.
+
+    Args:
+        net: a module with `num_classes` and `null_label`.
+        batch: B.
+        cond: {"label": int32 [B]}; where there is no label, all are null.
+        features: width of the table.
+        init: of the table; None for the standard normal.
+
+    Returns:
+        float32 [B, features]. A label out of range gives NaN.
+
+    Raises:
+        UsageError: a label that does not fit, or none where the table has no null row.
+    """
     rows = net.num_classes + bool(net.null_label)
-    table = nn.Embed(rows, features, embedding_init=nn.initializers.normal(1.0), name="label")
+    table = nn.Embed(rows, features, embedding_init=init or nn.initializers.normal(1.0), name="label")
+    given = (cond or {}).get("label")
     if given is None:
         if not net.null_label and not net.is_initializing():
             raise UsageError("cond['label'] is missing: this network has no null label")
@@ -106,7 +121,8 @@ def _label(net: Any, batch: int, given: Any, features: int) -> Array:
     label = jnp.asarray(given)
     if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
         raise UsageError(f"cond['label'] is {label.dtype} {label.shape}: allowed is integers of shape {(batch,)}")
-    return table(label)
+    known = (label >= 0) & (label < rows)
+    return jnp.where(known[:, None], table(jnp.clip(label, 0, rows - 1)), jnp.nan)
 
 
 def _vector(cond: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) -> Array:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.errors import UsageError
+from jaxdiff.models.conditioning import label_rows
 from jaxdiff.models.vit import (
     FeedForward,
     TimeMLP,
@@ -29,7 +30,6 @@ from jaxdiff.models.vit import (
     check_fields,
     check_inputs,
     grid_of,
-    label_rows,
     patch_sizes,
     patchify,
     position_table,
@@ -177,7 +177,7 @@ class DiT(nn.Module):
 
         c = TimeMLP(TIME_FEATURES, self.channels, self.channels, self.freq_shift, name="time")(t)
         if self.num_classes:
-            c = c + label_rows(self, x.shape[0], cond, nn.initializers.normal(0.02))
+            c = c + label_rows(self, x.shape[0], cond, self.channels, nn.initializers.normal(0.02))
         c = nn.silu(c)
 
         h = nn.Dense(self.channels, kernel_init=_XAVIER, dtype=self.dtype, name="patch")(patchify(x, patch))

@@ -183,7 +183,7 @@ class EDM2UNet(nn.Module):
 
     Args:
         out_channels: of the prediction; None for those of the input.
-        channels: of the first level.
+        channels: the unit of width.
         channel_mult: the channels of each level as multiples of `channels`; each further level halves the size.
         num_res_blocks: blocks per level on the way down; the way up has one more.
         attention_resolutions: the sizes (largest spatial axis of the feature map) at which blocks attend, but for those
@@ -289,8 +289,8 @@ class EDM2UNet(nn.Module):
     ) -> Array:
         x, t = jnp.asarray(x), jnp.asarray(t)
         _check_shapes(x, t, len(self.channel_mult))
-        width = self.channels * max(self.channel_mult)
-        emb = MPDense(width, name="time")(MPFourier(self.channels, name="fourier")(t))
+        first, width = self.channels * self.channel_mult[0], self.channels * max(self.channel_mult)
+        emb = MPDense(width, name="time")(MPFourier(first, name="fourier")(t))
         if self.num_classes:
             label = label_of(cond, x.shape[0], self.num_classes)
             emb = mp_sum(emb, MPLabel(self.num_classes, width, name="label")(label), self.label_balance)
@@ -298,7 +298,7 @@ class EDM2UNet(nn.Module):
 
         # A channel of ones stands in for the biases that no layer has.
         h = jnp.concatenate([x.astype(self.dtype), jnp.ones((*x.shape[:-1], 1), self.dtype)], axis=-1)
-        h = MPConv(self.channels, self.dtype, name="conv_in")(h)
+        h = MPConv(first, self.dtype, name="conv_in")(h)
         skips = [h]
         block_class = nn.remat(MPBlock, static_argnums=(3,)) if self.remat == "blocks" else MPBlock
         for part in self.plan(max(x.shape[1:-1])):

@@ -266,7 +266,9 @@ class MPLabel(nn.Module):
     def __call__(self, label: Array) -> Array:
         # The gain undoes the 1 / sqrt(fan_in), so that a row of the normalised kernel is what a label selects.
         kernel = _weights(self, (self.num_classes, self.features), math.sqrt(self.num_classes))
-        return jnp.take(jnp.pad(kernel, ((0, 1), (0, 0))), label, axis=0)
+        out_of_range = (label < 0) | (label > self.num_classes)  # `take` would count from the end
+        rows = jnp.take(jnp.pad(kernel, ((0, 1), (0, 0))), label, axis=0)
+        return jnp.where(out_of_range[:, None], jnp.nan, rows)
 
 
 def label_of(cond: Mapping[str, Any] | None, batch: int, num_classes: int) -> Array:

@@ -69,7 +69,7 @@ class MLPBlock(nn.Module):
             scale = 1 + MPDense(self.features, name="time")(emb, gain)
             y = drop(mp_silu(y * scale.astype(self.dtype)), train=train, rngs=rngs)
             return mp_sum(h, MPDense(self.features, self.dtype, name="dense2")(y), 0.3)
-        y = nn.silu(nn.LayerNorm(dtype=self.dtype, name="norm")(h))
+        y = nn.silu(nn.LayerNorm(use_fast_variance=False, dtype=self.dtype, name="norm")(h))
         y = dense(self.features, dtype=self.dtype, name="dense1")(y)
         scale, shift = jnp.split(dense(2 * self.features, name="time")(emb).astype(self.dtype), 2, axis=-1)
         y = drop(nn.silu((1 + scale) * y + shift), train=train, rngs=rngs)
@@ -162,7 +162,7 @@ class MLP(nn.Module):
         if self.magnitude_preserving:
             gain = self.param("gain", nn.initializers.zeros, (), jnp.float32)
             return MPDense(out, self.dtype, name="dense_out")(h, gain).astype(jnp.float32)
-        h = nn.silu(nn.LayerNorm(dtype=self.dtype, name="norm_out")(h))
+        h = nn.silu(nn.LayerNorm(use_fast_variance=False, dtype=self.dtype, name="norm_out")(h))
         return dense(out, scale=0.0, dtype=self.dtype, name="dense_out")(h).astype(jnp.float32)
 
     def _embedding(self, t: Array, cond: Mapping[str, Any] | None) -> Array:

@@ -19,6 +19,7 @@ from jaxdiff.models.layers import Norm, dense
 
 class _Attention(nn.Module):
     heads: int
+    flash: bool
     dtype: Any
 
     @nn.compact
@@ -29,24 +30,25 @@ class _Attention(nn.Module):
             x = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x)
             return x.reshape(batch, -1, self.heads, channels // self.heads)
 
-        out = attend(split(h, "q"), split(context, "k"), split(context, "v"), mask)
+        out = attend(split(h, "q"), split(context, "k"), split(context, "v"), mask, flash=self.flash)
         return dense(channels, dtype=self.dtype, name="proj")(out.reshape(h.shape))
 
 
 class _Block(nn.Module):
     heads: int
     cross: bool
+    flash: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, h: Array, context: Array | None, mask: Array | None) -> Array:
         def norm(name: str) -> Array:
-            return nn.LayerNorm(1e-5, dtype=self.dtype, name=name)(h)
+            return nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name=name)(h)
 
         own = norm("norm1")
-        h = h + _Attention(self.heads, self.dtype, name="self")(own, own)
+        h = h + _Attention(self.heads, self.flash, self.dtype, name="self")(own, own)
         if self.cross:
-            h = h + _Attention(self.heads, self.dtype, name="cross")(norm("norm2"), context, mask)
+            h = h + _Attention(self.heads, self.flash, self.dtype, name="cross")(norm("norm2"), context, mask)
         value, gate = jnp.split(dense(8 * h.shape[-1], dtype=self.dtype, name="dense1")(norm("norm3")), 2, axis=-1)
         return h + dense(h.shape[-1], dtype=self.dtype, name="dense2")(value * nn.gelu(gate, approximate=False))
 
@@ -59,6 +61,7 @@ class SpatialTransformer(nn.Module):
         head_dim: channels per head; where given it decides, and `num_heads` is ignored.
         depth: number of blocks.
         norm: of the group normalisation; its epsilon is 1e-6 whatever the rest of the network has.
+        flash: see `jaxdiff.models.attention.attend`.
         dtype: compute type; the softmax is taken in float32.
 
     Calling it takes x [B, ..spatial.., C], and perhaps `context` [B, L, D] with `mask` bool [B, L] (without a context
@@ -82,6 +85,7 @@ class SpatialTransformer(nn.Module):
     head_dim: int | None = None
     depth: int = 1
     norm: Norm = Norm()
+    flash: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -92,5 +96,5 @@ class SpatialTransformer(nn.Module):
         h = Norm(self.norm.num_groups, 1e-6, self.norm.group_size)(self.dtype, name="norm")(x)
         h = dense(channels, dtype=self.dtype, name="proj_in")(h.reshape(batch, -1, channels))
         for i in range(self.depth):
-            h = _Block(heads, context is not None, self.dtype, name=f"block_{i}")(h, context, mask)
+            h = _Block(heads, context is not None, self.flash, self.dtype, name=f"block_{i}")(h, context, mask)
         return x + dense(channels, scale=0.0, dtype=self.dtype, name="proj_out")(h).reshape(x.shape)

@@ -65,6 +65,7 @@ class Encoder(nn.Module):
     attention: str = "self"
     depth: int | Sequence[int] = 1
     context_dim: int = 0
+    flash: bool = False
     norm_groups: int = 32
     norm_epsilon: int | float = 1e-6
     norm_group_size: int = 1
@@ -128,11 +129,11 @@ class Encoder(nn.Module):
         if part.attention and self.attention == "transformer":
             depth = per_level(self.depth, part.level)
             attention = _remat(SpatialTransformer, self.remat)(
-                self.num_heads, self.head_dim, depth, norm, self.dtype, name=part.attention
+                self.num_heads, self.head_dim, depth, norm, self.flash, self.dtype, name=part.attention
             )
         elif part.attention:
             attention = _remat(SelfAttention, self.remat)(
-                self.num_heads, self.head_dim, norm, scale, self.dtype, name=part.attention
+                self.num_heads, self.head_dim, norm, scale, self.flash, self.dtype, name=part.attention
             )
 
         def run(h: Array, emb: Array, train: bool, rngs: Any, skip: Array | None = None) -> Array:
@@ -196,6 +197,7 @@ class UNet(Encoder):
         attention: "self" (DDPM; with a context GLIDE's, keys and values of both) or "transformer" (Stable Diffusion's).
         depth: blocks of a transformer, one number or one for each level.
         context_dim: channels of cond["context"]; 0 for none.
+        flash: cuDNN's attention where there is one, see `jaxdiff.models.attention.attend`.
         norm_groups: most groups of a group normalisation.
         norm_epsilon: of the group normalisations; 1e-6 in DDPM, 1e-5 in PyTorch.
         norm_group_size: least channels in a group.
@@ -203,7 +205,8 @@ class UNet(Encoder):
         downsample: "conv" (of stride 2), "pool" (a fixed filter) or "block" (a residual block that resamples, ADM); one
             for all levels or one for each.
         downsample_padding: of "conv": "same" (DDPM) or "symmetric" (PyTorch).
-        fir: taps of the fixed filters, (1, 3, 3, 1) in NCSN++; () for means and repetition.
+        fir: taps of the fixed filters ("pool", "repeat", "block" and the image beside), (1, 3, 3, 1) in NCSN++; () for
+            means and repetition.
         resample_shortcut: a resampling block has a linear shortcut whatever its channels (NCSN++).
         skip_scale: the factor on the sum of a residual branch and its input.
         mid_skip_scale: the same in the middle; None for `skip_scale`.
@@ -215,7 +218,7 @@ class UNet(Encoder):
         null_label: whether the table has a row for it; a network without one always needs labels (ADM).
         label_into: "embedding", or "features" (before the maps of the time embedding; EDM).
         augment_dim: length of cond["augment"]; 0 for none. It may be missing (EDM: no augmentation).
-        aug_level: whether cond["aug_level"], a noise level of the conditioning, is embedded like a time.
+        aug_level: whether cond["aug_level"], a noise level of the conditioning, is embedded by sinusoids.
         pooled: cond["pooled"]: "none", "add" ([B, 4 channels] into the embedding) or "project" (any length).
         concat: names of entries of cond which are further input channels: "self_cond" (may be missing: zeros),
             "low_res" (resized to x), or others.
@@ -230,8 +233,8 @@ class UNet(Encoder):
     Calling it takes
         x: [B, ..spatial.., C], every spatial size divisible by 2^(levels - 1).
         t: float [B], in the unit of the model's time input.
-        cond: {"label": int32 [B]} in 0..num_classes, or None: all null. Other entries as the fields above say; what no
-            field asks for is not used. A label out of range gives NaN.
+        cond: {"label": int32 [B]} in 0..num_classes, or None: all null (an error without a null row). Other entries as
+            the fields above say; what no field asks for is not used. A label out of range gives NaN.
         train: with dropout.
         rngs: {"dropout": one typed key per example, [B]}; call through `Network`, because Linen's own `apply` keeps
             an argument of this name to itself.

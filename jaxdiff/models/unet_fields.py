@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.models.conditioning import LABEL_INTO, POOLED
 from jaxdiff.models.embedding import TIME_EMBEDDINGS
+from jaxdiff.models.fir import taps
 from jaxdiff.models.layers import CONDITIONING
 from jaxdiff.models.resample import DOWNSAMPLE, PADDING, UPSAMPLE
 
@@ -25,6 +26,8 @@ _CHOICES = {
 _LEAST = {"channels": 4, "num_res_blocks": 1, "num_heads": 1, "depth": 1, "norm_groups": 1, "norm_group_size": 1,
           "num_positions": 1, "num_classes": 0, "augment_dim": 0, "context_dim": 0}  # fmt: skip
 _PER_LEVEL = ("num_res_blocks", "downsample", "upsample", "depth")
+_NUMBERS = ("dropout", "norm_epsilon", "skip_scale", "mid_skip_scale", "freq_shift")
+_SWITCHES = ("null_label", "aug_level", "flash", "resample_shortcut", "attention_last", "learned_variance")
 _SEQUENCES = ("channel_mult", "attention_resolutions", "fir", "concat")
 
 
@@ -52,15 +55,36 @@ def check(net: Any) -> None:
         value = getattr(net, name, None)
         if isinstance(value, Sequence) and not isinstance(value, str):
             object.__setattr__(net, name, tuple(value))
+        elif name in _SEQUENCES:
+            raise bad(name, repr(value), "a list")
     if net.attention_levels is not None:
-        object.__setattr__(net, "attention_levels", tuple(tuple(levels) for levels in net.attention_levels))
+        ways = net.attention_levels
+        lists = isinstance(ways, Sequence) and all(isinstance(way, Sequence) for way in ways)
+        if not lists or len(ways) != 2 or not all(_whole(level, 0) for way in ways for level in way):
+            raise bad("attention_levels", ways, "two lists of levels, on the way down and on the way up")
+        object.__setattr__(net, "attention_levels", tuple(tuple(way) for way in ways))
     try:
+        if net.dtype is None:  # which NumPy takes for float64
+            raise TypeError
         object.__setattr__(net, "dtype", jnp.dtype(net.dtype))
     except TypeError:
         raise bad("dtype", net.dtype, "a floating-point type") from None
     if not jnp.issubdtype(net.dtype, jnp.floating):
         raise bad("dtype", net.dtype, "a floating-point type")
+    for name in _NUMBERS:
+        value = getattr(net, name)
+        if not _number(value) and not (name == "mid_skip_scale" and value is None):
+            raise bad(name, repr(value), "a number")
+    for name in _SWITCHES:
+        if not isinstance(getattr(net, name, False), bool):
+            raise bad(name, repr(getattr(net, name)), "True or False")
     _check_widths(net)
+    if net.fir:
+        taps(net.fir)
+    if not 0 <= net.freq_shift < net.channels // 2:
+        raise bad("freq_shift", net.freq_shift, f"a number in [0, {net.channels // 2})")
+    if not net.norm_epsilon > 0:
+        raise bad("norm_epsilon", net.norm_epsilon, "a number > 0")
     for name, least in _LEAST.items():
         for value in _each(net, name):
             if not _whole(value, least):
@@ -94,8 +118,12 @@ def _check_widths(net: Any) -> None:
     if not _whole(net.channels, 4):
         raise bad("channels", net.channels, "a whole number, 4 or more")
     for mult in net.channel_mult:
-        if isinstance(mult, bool) or not isinstance(mult, int | float) or not _near(net.channels * mult):
+        if not _number(mult) or not _near(net.channels * mult):
             raise bad("channel_mult", net.channel_mult, f"numbers > 0 that make whole multiples of {net.channels}")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _near(width: int | float) -> bool:

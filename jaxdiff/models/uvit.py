@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.errors import UsageError
+from jaxdiff.models.conditioning import label_rows
 from jaxdiff.models.layers import conv
 from jaxdiff.models.vit import (
     FeedForward,
@@ -30,7 +31,6 @@ from jaxdiff.models.vit import (
     check_fields,
     check_inputs,
     grid_of,
-    label_rows,
     patch_sizes,
     patchify,
     time_features,
@@ -167,7 +167,7 @@ class UViT(nn.Module):
         grid = grid_of(x.shape[1:-1], patch)
         out = (self.out_channels or x.shape[-1]) * (2 if self.learned_variance else 1)
 
-        extra = [label_rows(self, x.shape[0], cond, nn.initializers.normal(1.0))] if self.num_classes else []
+        extra = [label_rows(self, x.shape[0], cond, self.channels)] if self.num_classes else []
         extra.append(TimeMLP(width, 4 * width, width, name="time")(t) if self.time_mlp else time_features(t, width))
         # The convolution that this is in the original begins as PyTorch's do: uniform with variance 1 / (3 fan_in).
         patch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

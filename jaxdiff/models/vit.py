@@ -280,34 +280,6 @@ class TimeMLP(nn.Module):
         return nn.Dense(self.channels, kernel_init=init, name="dense1")(nn.silu(h))
 
 
-def label_rows(net: Any, batch: int, cond: Mapping[str, Any] | None, init: Any) -> Array:
-    """The rows of the labels in the table "label"; called where `net` is being applied, it makes the table.
-
-    Args:
-        net: a module with `num_classes`, `null_label`, `channels`.
-        batch: B.
-        cond: {"label": int32 [B]}; where there is no label, all are null.
-        init: of the table.
-
-    Returns:
-        float32 [B, channels]. A label out of range gives NaN.
-
-    Raises:
-        UsageError: a label that does not fit, or none where the table has no null row.
-    """
-    rows = net.num_classes + bool(net.null_label)
-    table = nn.Embed(rows, net.channels, embedding_init=init, name="label")
-    given = (cond or {}).get("label")
-    if given is None:
-        if not net.null_label and not net.is_initializing():
-            raise UsageError("cond['label'] is missing: this network has no null label")
-        return table(jnp.full((batch,), rows - 1, jnp.int32))
-    label = jnp.asarray(given)
-    if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
-        raise UsageError(f"cond['label'] is {label.dtype} {label.shape}: allowed is integers of shape {(batch,)}")
-    return table(label)
-
-
 def check_fields(net: Any, least: Mapping[str, int]) -> None:
     """Bring the fields of a network being built into one form, and refuse what cannot work.
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import sys
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from jaxdiff import convert
 from jaxdiff.commands.convert import convert as command
-from jaxdiff.convert.native import load_native, load_native_spec, save_native, spec_from_json, spec_to_json
+from jaxdiff.convert.native import load_native_spec, save_native, spec_from_json, spec_to_json
 from jaxdiff.convert.table import CONV, DENSE, SAME, Constant, Row, leaves
 from jaxdiff.errors import UsageError
 from jaxdiff.models import presets
@@ -248,7 +250,7 @@ def test_a_spec_file_that_lies(params, tmp_path, change, words):
 
 def test_a_folder_of_ours_that_is_not_whole(like, params, tmp_path):
     save_native(tmp_path, SPEC, params)
-    same(load_native(tmp_path, like), params)
+    same(convert.load_spec(tmp_path)[1], params)
     file = tmp_path / "model.json"
     for text in ("", "[]", "{}", '{"jaxdiff": 2, "spec": {}}', '{"jaxdiff": 1, "spec": {}}', '{"jaxdiff": 1}'):
         file.write_text(text)
@@ -260,12 +262,61 @@ def test_a_folder_of_ours_that_is_not_whole(like, params, tmp_path):
     refused(lambda: convert.load(tmp_path), "params.safetensors", "no such file")
 
 
-def test_model_json_is_written_last(params, tmp_path, monkeypatch):
-    save_native(tmp_path, SPEC, params)
-    monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        save_native(tmp_path, SPEC, params)
-    assert [p.name for p in tmp_path.iterdir()] == ["params.safetensors"]
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def fails_at(monkeypatch, name):
+    """The disk is full when a file of this name is to be written, or put in its place."""
+    replace = os.replace
+
+    def full(old, new):
+        if Path(new).name == name or (name == "" and ".safetensors" in Path(new).name):
+            raise OSError("full")
+        replace(old, new)
+
+    monkeypatch.setattr("os.replace", full)
+
+
+@pytest.mark.parametrize("family", ["native", "diffusers"])
+def test_what_could_not_be_replaced_is_whole_or_no_model(params, tmp_path, monkeypatch, family):
+    spec = dataclasses.replace(SPEC, layout={})
+    convert.save(tmp_path, spec, params, family=family)
+    before = content(tmp_path)
+    with monkeypatch.context() as patch:  # as the new weights are written
+        fails_at(patch, "")
+        with pytest.raises(OSError, match="full"):
+            convert.save(tmp_path, spec, values(params, 1), family=family)
+    assert content(tmp_path) == before
+    weights = "params.safetensors" if family == "native" else "diffusion_pytorch_model.safetensors"
+    with monkeypatch.context() as patch:  # as they take the place of the old
+        fails_at(patch, weights)
+        with pytest.raises(OSError, match="full"):
+            convert.save(tmp_path, spec, values(params, 1), family=family)
+    left = content(tmp_path)
+    assert left.items() <= before.items()
+    assert not {"model.json", "unet/config.json", "model_index.json"} & set(left)
+    with monkeypatch.context() as patch:  # the new weights without their description
+        fails_at(patch, "model.json" if family == "native" else "config.json")
+        with pytest.raises(OSError, match="full"):
+            convert.save(tmp_path, spec, values(params, 1), family=family)
+    assert not {"model.json", "unet/config.json"} & set(content(tmp_path))
+    convert.save(tmp_path, spec, params, family=family)
+    assert content(tmp_path) == before
+
+
+def test_what_would_win_over_a_new_folder_of_diffusers_is_removed(params, pipeline):
+    spec = dataclasses.replace(SPEC, layout={})
+    index = pipeline / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text('{"weight_map": {}}')
+    places = [pipeline / "scheduler_config.json", pipeline / "unet" / "scheduler_config.json",
+              pipeline / "unet" / "scheduler" / "scheduler_config.json"]  # fmt: skip
+    for place in places:
+        place.parent.mkdir(exist_ok=True)
+        place.write_text('{"_class_name": "DDPMScheduler", "num_train_timesteps": 7}')
+    convert.save(pipeline, spec, params, family="diffusers")
+    assert not any(place.exists() for place in (index, *places))
+    assert convert.load_spec(pipeline)[0].process["num_steps"] == 20
 
 
 def test_the_command_both_ways(theirs, params, tmp_path, capsys):
@@ -302,8 +353,13 @@ def test_the_command_replaces_nothing_unasked(theirs, tmp_path, capsys):
     refused(lambda: command(ours, theirs, to="fake"), "is there already")
     assert capsys.readouterr().out == ""
     assert command(theirs, ours, preset="fake_8", overwrite=True) == 0
-    refused(lambda: command(ours, ours, overwrite=True), "is or holds what is to be read")
-    refused(lambda: command(ours / "params.safetensors", ours, overwrite=True), "is or holds what is to be read")
+    words = "is, holds or lies in what is to be read"
+    before = content(ours)
+    refused(lambda: command(ours, ours, overwrite=True), words)
+    refused(lambda: command(ours / "params.safetensors", ours, overwrite=True), words)
+    refused(lambda: command(ours, ours / "unet" / "more", overwrite=True), words)
+    refused(lambda: command(ours, ours / "params.safetensors", to="fake", overwrite=True), words)
+    assert content(ours) == before
     refused(lambda: command(theirs, tmp_path / "x", to="nativ", preset="fake_8"), "did you mean 'native'")
     refused(lambda: command(theirs, tmp_path / "x", preset="fake_9"), "do not fit")
     assert not (tmp_path / "x").exists()
@@ -318,10 +374,8 @@ def pipeline(params, tmp_path):
 def test_a_folder_of_diffusers_there_and_back(pipeline, params, tmp_path):
     names = sorted(str(path.relative_to(pipeline)) for path in pipeline.rglob("*") if path.is_file())
     weights = "unet/diffusion_pytorch_model.safetensors"
-    assert names == ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json", weights]
+    assert names == ["scheduler/scheduler_config.json", "unet/config.json", weights]
     assert json.loads((pipeline / "unet/config.json").read_text())["_class_name"] == "UNet2DModel"
-    index = json.loads((pipeline / "model_index.json").read_text())
-    assert index["unet"] == ["diffusers", "UNet2DModel"]
     for folder in (pipeline, pipeline / "unet"):
         spec, got = convert.load_spec(folder)
         assert spec.process["name"] == "ddpm_scaled_linear"
@@ -331,6 +385,30 @@ def test_a_folder_of_diffusers_there_and_back(pipeline, params, tmp_path):
     command(tmp_path / "ours", tmp_path / "back", to="diffusers")
     for name in names:
         assert (tmp_path / "back" / name).read_bytes() == (pipeline / name).read_bytes(), name
+
+
+def test_a_folder_is_not_written_into_itself(pipeline):
+    before = content(pipeline)
+    words = "is, holds or lies in what is to be read"
+    refused(lambda: command(pipeline, pipeline / "unet", to="diffusers", overwrite=True), words)
+    file = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    index = file.with_suffix(".safetensors.index.json")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(convert.read_tensors(file), file.name)}))
+    refused(lambda: command(index, file, to="fake", preset="fake_8", overwrite=True), words)
+    index.unlink()
+    assert content(pipeline) == before
+
+
+def test_a_pipeline_is_only_of_what_takes_no_labels(pipeline, tmp_path):
+    """DDPMPipeline passes a network none, and one with labels fails without."""
+    assert not (pipeline / "model_index.json").exists()
+    for name, fields in {"plain": {}, "labels": {"num_classes": 2}, "noise": {"aug_level": True}}.items():
+        spec = dataclasses.replace(SPEC, fields={**FIELDS, "num_classes": 0, **fields}, layout={})
+        folder = convert.save(tmp_path / name, spec, values(convert.shapes(spec)), family="diffusers")
+        assert (folder / "model_index.json").exists() == (name == "plain")
+        if name == "plain":
+            index = json.loads((folder / "model_index.json").read_text())
+            assert (index["_class_name"], index["unet"]) == ("DDPMPipeline", ["diffusers", "UNet2DModel"])
 
 
 def test_other_folders_of_diffusers(pipeline, params, tmp_path):

@@ -215,6 +215,17 @@ def test_constants_are_checked_and_written_back():
         read(table, {"w": written["w"]}, shapes)
 
 
+@pytest.mark.parametrize(("kind", "bits"), [(np.float16, 10), (ml_dtypes.bfloat16, 7)])
+def test_constants_in_half_precision_are_compared_as_finely_as_it_is(kind, bits):
+    levels = np.geomspace(100, 0.01, 50)
+    rows = [Row("p", ("w",), SAME), Constant("sigmas", levels, tolerance=1e-6)]
+    tensors, shapes = {"w": normal(2), "sigmas": levels.astype(kind)}, like(p=(2,))
+    read(rows, tensors, shapes)
+    for bad in ((levels * (1 + 2.1 * 2.0**-bits)).astype(kind), (levels * (1 + 2e-6)).astype(np.float32)):
+        with pytest.raises(UsageError, match="constants of another value: sigmas"):
+            read(rows, tensors | {"sigmas": bad}, shapes)
+
+
 def test_the_tree_keeps_its_structure_and_its_own_memory():
     tensors = {"a": normal(3), "b": normal(4, 3)}
     tree = {"z": like(bias=(3,)), "a": {"b": like(kernel=(3, 4))}}

@@ -90,3 +90,12 @@ def test_labels_among_the_features_of_time(tiny, ready):
     run = jax.jit(lambda label: net(params, x, t, {"label": label}))
     np.testing.assert_allclose(run(jnp.array([3, 3])), jax.jit(net)(params, x, t), atol=1e-5)
     assert np.abs(run(jnp.array([3, 0])) - run(jnp.array([3, 3])))[1].max() > 1e-3
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_out_of_range_gives_nan(tiny, ready, label):
+    net = tiny(num_classes=3)
+    params, x, t = ready(net, (2, 4, 4, 3))
+    y = jax.jit(net)(params, x, t, {"label": jnp.array([0, label])})
+    assert np.isfinite(y[0]).all()
+    assert np.isnan(y[1]).all()

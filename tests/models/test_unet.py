@@ -201,6 +201,13 @@ def test_jit_vmap_grad(tiny, ready):
     ({"out_channels": 0}, "out_channels is 0"),
     ({"dtype": jnp.int32}, "dtype is int32"),
     ({"dtype": "bfloat"}, "dtype is bfloat"),
+    ({"dtype": None}, "dtype is None"),
+    ({"freq_shift": 64}, "freq_shift is 64"),
+    ({"norm_epsilon": 0}, "norm_epsilon is 0"),
+    ({"fir": (1, 2, 1)}, "fir is"),
+    ({"attention_levels": ((1,),)}, "attention_levels is"),
+    ({"upsample": ("repeat",)}, "upsample is"),
+    ({"remat": "all"}, "unknown remat 'all'"),
 ])  # fmt: skip
 def test_fields_out_of_range(fields, message):
     with pytest.raises(UsageError, match=message) as e:

@@ -1,5 +1,6 @@
 """DiT and U-ViT against stored outputs of the original code and of diffusers; their files read and written exactly."""
 
+import json
 import math
 import re
 from functools import cache, partial
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.convert import dit
+from jaxdiff import convert
+from jaxdiff.convert import diffusers, dit
 from jaxdiff.convert.table import leaves, read, write
 from jaxdiff.errors import UsageError
 from jaxdiff.models import Network
@@ -161,6 +163,56 @@ def test_diffusers_config_comes_back(name):
     assert config.items() <= dit.config(spec).items()
     assert dit.spec(dit.config(spec), {}).fields == spec.fields
     assert (spec.prediction, spec.process["name"], spec.process["beta_end"]) == ("v", "ddpm_scaled_linear", 0.012)
+
+
+PUBLISHED_SCHEDULER = {
+    "_class_name": "DDIMScheduler", "_diffusers_version": "0.12.0.dev0", "beta_end": 0.02, "beta_schedule": "linear",
+    "beta_start": 0.0001, "clip_sample": False, "num_train_timesteps": 1000, "prediction_type": "epsilon",
+    "set_alpha_to_one": True, "steps_offset": 0, "trained_betas": None,
+}  # fmt: skip
+
+
+def test_the_scheduler_comes_back(tmp_path):
+    """Through a folder of ours as well; a sampler made anew would cut latents to [-1, 1]."""
+    tiny = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8, "num_embeds_ada_norm": 3,
+            "sample_size": 4, "out_channels": 8}  # fmt: skip
+    made = dit.spec(tiny, PUBLISHED_SCHEDULER)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), convert.shapes(made))
+    stored = convert.load_spec(convert.save(tmp_path / "ours", made, params))[0]
+    want = {key: value for key, value in PUBLISHED_SCHEDULER.items() if key != "_diffusers_version"}
+    assert stored == made
+    assert diffusers.scheduler(stored) == want
+    pipe = convert.save(tmp_path / "pipe", stored, params, family="diffusers")
+    assert json.loads((pipe / "scheduler" / "scheduler_config.json").read_text()) == want
+    betas = dit.spec(tiny, {"trained_betas": [0.1, 0.2]})
+    assert diffusers.scheduler(betas) == {"_class_name": "DDIMScheduler", "trained_betas": [0.1, 0.2]}
+    assert dit.spec(tiny, {}).layout == {"family": "diffusers"}
+    bare = diffusers.scheduler(dit.spec(tiny, {}))
+    assert (bare["clip_sample"], bare["variance_type"]) == (False, "learned_range")
+    assert "clip_sample" not in diffusers.scheduler(Spec("unet", {}, (8, 8, 3)))
+
+
+WHOLE = (
+    "num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "sample_size", "patch_size",
+    "num_embeds_ada_norm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in WHOLE for value in ("16", 0, -1, 2.0, True, None, [2], 10**6 + 1)),
+        *(("out_channels", value) for value in ("8", 0, 8.5, True, 10**6 + 1)),
+        *(("norm_eps", value) for value in ("1e-5", 0, -1.0, float("nan"), float("inf"), True, None)),
+        *(("attention_bias", value) for value in ("no", 1, None)),
+        ("num_layers", "a\nb" * 1000),
+    ],
+)
+def test_numbers_of_a_configuration_are_checked(name, value):
+    with pytest.raises(UsageError, match=f"{name} is ") as caught:
+        dit.spec({name: value}, {})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
 
 
 def test_copies_that_differ_are_refused():

@@ -216,6 +216,13 @@ def test_a_null_row_that_theirs_lacks_is_not_written():
         write(edm.table(spec), params | {"label": {"embedding": rows + 1}})
 
 
+def test_a_prefix_changes_nothing_else_of_a_constant():
+    given = Constant("filter", np.ones(2), optional=True, tolerance=1e-6)
+    made = edm._prefixed(given, "model.")
+    assert (made.theirs, made.optional, made.tolerance) == ("model.filter", True, 1e-6)
+    assert made.value is given.value
+
+
 def test_another_filter_is_refused():
     (spec, params), theirs = params_of("ncsnpp"), theirs_of("ncsnpp")
     name = next(key for key in theirs if key.endswith("resample_filter"))

@@ -1,5 +1,6 @@
 """EDM2 against stored outputs of the original code, its published sizes, and its weights both ways."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff import convert
 from jaxdiff.convert import edm2, table
 from jaxdiff.errors import UsageError
 from jaxdiff.models import Network
@@ -107,3 +109,16 @@ def test_a_whole_state_dict():
 def test_specs_that_have_no_table(spec, message):
     with pytest.raises(UsageError, match=message):
         edm2.table(spec)
+
+
+@pytest.mark.parametrize("before", ["", "unet."])
+def test_a_file_says_which_module_it_is_of(tmp_path, before):
+    case = CASES[next(iter(CASES))]
+    _, spec, theirs, _ = loaded(case)
+    bare = {before + name: np.asarray(w) for name, w in theirs.items()}
+    whole = {name: np.ones(shape, np.float32) for name, shape in edm2._UNCERTAINTY.items()} if before else {}
+    file = convert.write_tensors(tmp_path / "a.safetensors", bare | whole)
+    other = dataclasses.replace(spec, layout={"family": "edm2", "prefix": "unet." if not before else ""})
+    found = convert.find(file, preset=other)
+    assert found.spec.layout["prefix"] == before
+    found.read()

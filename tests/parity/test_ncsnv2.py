@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import processes
+from jaxdiff import convert, processes
 from jaxdiff.convert import ncsnv2
 from jaxdiff.convert.table import read, write
 from jaxdiff.errors import UsageError
 from jaxdiff.model import Model, time_input
+from jaxdiff.models import presets
 from jaxdiff.models.network import Network
 from jaxdiff.models.presets.ncsnv2 import PRESETS
 from jaxdiff.models.refinenet import RefineNet
@@ -101,6 +102,31 @@ def test_weights_of_other_noise_levels_are_refused():
         read(ncsnv2.table(spec), weights | {"sigmas": 2 * weights["sigmas"]}, like(spec)[1])
     del weights["sigmas"]  # an average of the parameters alone has none
     read(ncsnv2.table(spec), weights, like(spec)[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"network": "unet", "fields": {}},
+            "network is 'unet': allowed for weights of the family 'ncsnv2'",
+        ),
+        ({"process": {"name": "ve_sde"}}, "allowed for weights of the family 'ncsnv2' is ncsn with its sigmas"),
+        ({"process": {"name": "ncsn"}}, "allowed for weights of the family 'ncsnv2' is ncsn with its sigmas"),
+        ({"fields": {"channel_mult": (1,) * 3, "dilations": (1,) * 3}}, "channel_mult has 3 entries"),
+        ({"fields": {"channel_mult": (1,) * 7, "dilations": (1,) * 7}}, "channel_mult has 7 entries"),
+    ],
+)
+def test_what_cannot_be_theirs_is_refused(change, words):
+    with pytest.raises(UsageError, match=words):
+        ncsnv2.table(replace(PRESETS["ncsnv2_cifar10"], **change))
+
+
+def test_a_file_of_it_is_no_other_preset(tmp_path):
+    case = CASES["small"]
+    file = convert.write_tensors(tmp_path / "a.safetensors", made(case))
+    with pytest.raises(UsageError, match="network is 'unet'"):
+        convert.find(file, preset=replace(presets.get("ddpm_cifar10"), layout={}))
 
 
 def test_names_of_others_are_not_recognised():

@@ -171,6 +171,14 @@ def test_what_cannot_be_theirs_is_refused(changes, message):
         score_sde.table(dataclasses.replace(spec_of(CASES["ncsnpp"]["config"]), **changes))
 
 
+@pytest.mark.parametrize("sigmas", [None, 5, (0.01, 50), ("a", "b", "c"), (0.0, 50, 10), (0.01, 50, 10.5)])
+def test_noise_levels_that_are_none_are_refused(sigmas):
+    layout = {"network": "ncsnpp"} | ({} if sigmas is None else {"sigmas": sigmas})
+    fields = {"channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
+    with pytest.raises(UsageError, match=r"layout\['sigmas'\] is .*: needed are the least, the most and how many"):
+        score_sde.table(Spec("unet", fields, (8, 8, 3), layout=layout))
+
+
 def test_recognised_are_its_own_files_alone():
     assert not score_sde.recognises(load_shapes("edm")["edm_cifar10_ncsnpp"])
     assert not score_sde.recognises(["sigmas", "begin_conv.weight"])

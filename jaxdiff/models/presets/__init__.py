@@ -5,7 +5,6 @@ family; `parameters` is the count the original code gives, held by a test.
 """
 
 import importlib
-import importlib.util
 
 from jaxdiff.errors import unknown
 from jaxdiff.models.presets.spec import Spec
@@ -13,10 +12,7 @@ from jaxdiff.models.presets.spec import Spec
 FAMILIES = ("ddpm", "improved", "adm", "score_sde", "edm", "edm2", "ncsnv2", "dit", "uvit", "mlp")
 
 REGISTRY: dict[str, Spec] = {
-    name: spec
-    for family in FAMILIES
-    if importlib.util.find_spec(f"{__name__}.{family}")
-    for name, spec in importlib.import_module(f"{__name__}.{family}").PRESETS.items()
+    name: spec for family in FAMILIES for name, spec in importlib.import_module(f"{__name__}.{family}").PRESETS.items()
 }
 
 
