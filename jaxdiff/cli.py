@@ -281,6 +281,8 @@ def _drop_echoes() -> None:
     sys.unraisablehook = hook
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+    # A cache that cannot be written costs time at the next start and is nothing to mend now.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
 
 
 def run() -> None:

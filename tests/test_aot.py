@@ -255,7 +255,7 @@ def test_the_command(export, tmp_path, capsys):
     assert "3 steps" in said
     assert "['cpu']" in said
     names: dict = {}
-    exec("\n".join(line.strip() for line in said.split("with jax alone:\n")[1].splitlines()), names)
+    exec("\n".join(line.strip() for line in said.split("(pip install jax flatbuffers):\n")[1].splitlines()), names)
     _, generate = export("ddim")
     assert close(np.asarray(names["images"])[:2], generate(0, 2, {"label": np.zeros(2, np.int32)}))
 

@@ -131,8 +131,9 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(command, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
     spec = command(tmp_path)
-    # Without the compilation cache, which would fail to write too.
-    spec["env"] = {k: v for k, v in spec["env"].items() if not k.startswith("JAX_")}
+    # With a cache of compiled programs, which cannot be written either and says nothing of it.
+    given = {k: v for k, v in spec["env"].items() if not k.startswith("JAX_")}
+    spec["env"] = {**given, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run(**spec, capture_output=True, preexec_fn=little_room)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("jaxdiff: ")
