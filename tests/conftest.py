@@ -6,7 +6,6 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # commands run by tests: not the home folder either
 os.environ["TFDS_DATA_DIR"] = os.environ.get("TFDS_DATA_DIR") or tempfile.mkdtemp()  # not the home folder
 
 from jaxtyping import install_import_hook
