@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.errors import UsageError
+from jaxdiff.models.fields import bad
 from jaxdiff.models.layers import Norm, dense, scaled
 
 _FLASH = (jnp.bfloat16, jnp.float16)
@@ -70,7 +71,7 @@ def heads_of(channels: int, num_heads: int, head_dim: int | None) -> int:
     """
     name, given = ("num_heads", num_heads) if head_dim is None else ("head_dim", head_dim)
     if given < 1 or channels % given:
-        raise UsageError(f"{name} is {given}: allowed is a divisor of the {channels} channels where it attends")
+        raise bad(name, given, f"a divisor of the {channels} channels where it attends")
     return num_heads if head_dim is None else channels // head_dim
 
 

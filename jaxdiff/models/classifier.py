@@ -17,10 +17,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.errors import UsageError, unknown
+from jaxdiff.errors import UsageError
 from jaxdiff.models.attention import attend, heads_of
-from jaxdiff.models.layers import Norm, dense
-from jaxdiff.models.unet import Encoder
+from jaxdiff.models.encoder import Encoder
+from jaxdiff.models.fields import check_fields, whole
+from jaxdiff.models.layers import dense
 
 POOL = ("attention", "mean", "spatial")
 _HIDDEN = 2048
@@ -113,10 +114,7 @@ class Classifier(Encoder):
     pool: str = "attention"
 
     def __post_init__(self) -> None:
-        if self.pool not in POOL:
-            raise unknown("pool", self.pool, POOL)
-        if not isinstance(self.num_labels, int) or isinstance(self.num_labels, bool) or self.num_labels < 1:
-            raise UsageError(f"num_labels is {self.num_labels}: allowed is a whole number, 1 or more")
+        check_fields(self, {"num_labels": whole(1)}, {"pool": POOL})
         super().__post_init__()
 
     @nn.compact
@@ -129,15 +127,14 @@ class Classifier(Encoder):
         train: bool = False,
         rngs: Mapping[str, Any] | None = None,
     ) -> Array:
-        x, t = jnp.asarray(x), jnp.asarray(t)
-        plan = self.plan(max(x.shape[1:-1], default=0))
+        x, t, plan = self.start(x, t)
         h, _, skips, _ = self.encode(x, t, cond, plan, train, rngs)
         space = tuple(range(1, h.ndim - 1))
         if self.pool == "spatial":
             means = [skip.astype(jnp.float32).mean(space) for skip in (*skips, h)]
             h = nn.relu(dense(_HIDDEN, dtype=self.dtype, name="hidden")(jnp.concatenate(means, axis=-1)))
             return dense(self.num_labels, dtype=self.dtype, name="logits")(h).astype(jnp.float32)
-        h = nn.silu(Norm(self.norm_groups, self.norm_epsilon, self.norm_group_size)(self.dtype, name="norm_out")(h))
+        h = nn.silu(self.norm()(self.dtype, name="norm_out")(h))
         if self.pool == "mean":
             h = h.astype(jnp.float32).mean(space)
             return dense(self.num_labels, scale=0.0, dtype=self.dtype, name="logits")(h).astype(jnp.float32)

@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxdiff.errors import UsageError
 from jaxdiff.models.embedding import TimeEmbedding
+from jaxdiff.models.fields import label_of
 from jaxdiff.models.layers import dense
 
 LABEL_INTO = ("embedding", "features")
@@ -113,14 +114,12 @@ def label_rows(net: Any, batch: int, cond: Mapping[str, Any] | None, features: i
     """
     rows = net.num_classes + bool(net.null_label)
     table = nn.Embed(rows, features, embedding_init=init or nn.initializers.normal(1.0), name="label")
-    given = (cond or {}).get("label")
-    if given is None:
-        if not net.null_label and not net.is_initializing():
-            raise UsageError("cond['label'] is missing: this network has no null label")
-        return table(jnp.full((batch,), rows - 1, jnp.int32))
-    label = jnp.asarray(given)
-    if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
-        raise UsageError(f"cond['label'] is {label.dtype} {label.shape}: allowed is integers of shape {(batch,)}")
+    missing = (cond or {}).get("label") is None
+    if missing and not net.null_label and not net.is_initializing():
+        raise UsageError("cond['label'] is missing: this network has no null label")
+    label = label_of(cond, batch, rows - 1)
+    if missing:
+        return table(label)
     known = (label >= 0) & (label < rows)
     return jnp.where(known[:, None], table(jnp.clip(label, 0, rows - 1)), jnp.nan)
 

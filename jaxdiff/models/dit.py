@@ -21,24 +21,20 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.errors import UsageError
 from jaxdiff.models.conditioning import label_rows
-from jaxdiff.models.vit import (
-    FeedForward,
-    TimeMLP,
-    TokenAttention,
-    check_fields,
-    check_inputs,
-    grid_of,
-    patch_sizes,
-    patchify,
-    position_table,
-    unpatchify,
-)
+from jaxdiff.models.fields import Rule, channels_out, input_of, number, optional, times_of, whole
+from jaxdiff.models.token_layers import FeedForward, TimeMLP, TokenAttention, rematerialised
+from jaxdiff.models.vit import check, grid_of, patch_sizes, patchify, position_table, unpatchify
 
 TIME_FEATURES = 256
 _ZEROS = nn.initializers.zeros
 _XAVIER = nn.initializers.xavier_uniform()
+_RULES = {
+    "depth": whole(1),
+    "position_reach": optional(whole(1)),
+    "freq_shift": Rule(lambda shift: shift in (0, 1), "0 or 1"),
+    "mlp_norm_epsilon": number(lambda epsilon: 0 < epsilon < 1, "a number in (0, 1)"),
+}
 
 
 def _modulated(h: Array, scale: Array, shift: Array, epsilon: float, dtype: Any) -> Array:
@@ -102,7 +98,7 @@ class DiT(nn.Module):
         num_classes: number of labels; 0 for none. The null label is `num_classes`.
         null_label: whether the table of labels has a row for the null label.
         learned_variance: doubles the output channels: [prediction, variance].
-        freq_shift: of the features of time, equation (3) of `jaxdiff.models.vit`: 0, or 1 for diffusers.
+        freq_shift: of the features of time, equation (1) of `jaxdiff.models.token_layers`: 0, or 1 for diffusers.
         mlp_norm_epsilon: of the layer normalisation before a block's MLP; 1e-6, or 1e-5 for diffusers. All others
             have 1e-6.
         position_reach: see `position_table`; None for positions that count patches.
@@ -151,12 +147,7 @@ class DiT(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        check_fields(self, {"depth": 1} | ({} if self.position_reach is None else {"position_reach": 1}))
-        if self.freq_shift not in (0, 1):
-            raise UsageError(f"freq_shift is {self.freq_shift}: allowed is 0 or 1")
-        epsilon = self.mlp_norm_epsilon
-        if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-            raise UsageError(f"mlp_norm_epsilon is {epsilon}: allowed is a number in (0, 1)")
+        check(self, _RULES)
         super().__post_init__()
 
     @nn.compact
@@ -169,11 +160,10 @@ class DiT(nn.Module):
         train: bool = False,
         rngs: Mapping[str, Any] | None = None,
     ) -> Array:
-        x, t = jnp.asarray(x), jnp.asarray(t)
-        check_inputs(x, t)
+        x = input_of(x)
+        t = times_of(t, x)
         patch = patch_sizes(self.patch_size, x.ndim - 2)
         grid = grid_of(x.shape[1:-1], patch)
-        out = (self.out_channels or x.shape[-1]) * (2 if self.learned_variance else 1)
 
         c = TimeMLP(TIME_FEATURES, self.channels, self.channels, self.freq_shift, name="time")(t)
         if self.num_classes:
@@ -187,14 +177,12 @@ class DiT(nn.Module):
 
         shift, scale = jnp.split(nn.Dense(2 * self.channels, kernel_init=_ZEROS, name="modulation")(c), 2, axis=-1)
         h = _modulated(h, scale, shift, 1e-6, self.dtype)
-        h = nn.Dense(out * math.prod(patch), kernel_init=_ZEROS, dtype=self.dtype, name="out")(h)
+        h = nn.Dense(channels_out(self, x) * math.prod(patch), kernel_init=_ZEROS, dtype=self.dtype, name="out")(h)
         return unpatchify(h, grid, patch).astype(jnp.float32)
 
     def _blocks(self, h: Array, c: Array) -> Array:
         fields = (self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp_norm_epsilon, self.dtype)
-        block: Any = DiTBlock
-        if self.remat == "blocks":
-            block = nn.remat(block, prevent_cse=not self.scan)
+        block = rematerialised(DiTBlock, self)
         if self.scan:
             axes: Any = {"params": 0}
             block = nn.scan(block, axes, split_rngs={"params": True}, in_axes=nn.broadcast, length=self.depth)

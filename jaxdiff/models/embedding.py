@@ -47,11 +47,15 @@ def sinusoidal_embedding(t: Array, features: int, freq_shift: int | float = 1) -
     """
     if features < 4:
         raise UsageError(f"features is {features}: allowed for a sinusoidal embedding is 4 or more")
-    half = features // 2
-    freqs = jnp.asarray(10000.0 ** (-np.arange(half) / (half - freq_shift)), jnp.float32)
-    angle = t.astype(jnp.float32)[:, None] * freqs[None, :]
+    angle = angles(t, features // 2, freq_shift)
     out = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
     return jnp.pad(out, ((0, 0), (0, features % 2)))
+
+
+def angles(t: Array, half: int, freq_shift: int | float) -> Array:
+    """t w_k of equation (1), float32 [B, half], for times t [B]."""
+    freqs = jnp.asarray(10000.0 ** (-np.arange(half) / (half - freq_shift)), jnp.float32)
+    return t.astype(jnp.float32)[:, None] * freqs[None, :]
 
 
 class FourierEmbedding(nn.Module):

@@ -29,6 +29,7 @@ from jaxdiff.models.fir import double, halve
 
 CONDITIONING = ("add", "scale_shift")
 RESAMPLE = ("", "down", "up")
+TORCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's: within 1 / sqrt(fan_in)
 
 
 def ddpm_init(scale: float = 1.0) -> nn.initializers.Initializer:

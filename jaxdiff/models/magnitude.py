@@ -21,15 +21,12 @@ Models, 2023, arXiv:2312.02696, section 2 and appendix B; (1) is its equations 4
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
-
-from jaxdiff.errors import UsageError
 
 EPSILON = 1e-4
 _LEAST = 1e-30
@@ -269,30 +266,3 @@ class MPLabel(nn.Module):
         out_of_range = (label < 0) | (label > self.num_classes)  # `take` would count from the end
         rows = jnp.take(jnp.pad(kernel, ((0, 1), (0, 0))), label, axis=0)
         return jnp.where(out_of_range[:, None], jnp.nan, rows)
-
-
-def label_of(cond: Mapping[str, Any] | None, batch: int, num_classes: int) -> Array:
-    """cond["label"], checked; all null where there is none.
-
-    Args:
-        cond: as a network gets it.
-        batch: number of examples B.
-        num_classes: which is the null label.
-
-    Returns:
-        Integers of shape [B].
-
-    Raises:
-        UsageError: a label of another shape, or not of integers.
-
-    Examples:
-        >>> label_of(None, 2, 10).tolist()
-        [10, 10]
-    """
-    label = (cond or {}).get("label")
-    if label is None:
-        return jnp.full((batch,), num_classes, jnp.int32)
-    label = jnp.asarray(label)
-    if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
-        raise UsageError(f"cond['label'] is {label.dtype} {label.shape}: allowed is integers of shape {(batch,)}")
-    return label

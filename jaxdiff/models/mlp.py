@@ -20,14 +20,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.errors import unknown
 from jaxdiff.models.dropout import Dropout
 from jaxdiff.models.embedding import sinusoidal_embedding
+from jaxdiff.models.fields import POSITIVE, bad, channels_out, check_fields, label_of, times_of, whole
 from jaxdiff.models.layers import dense
-from jaxdiff.models.magnitude import MPDense, MPFourier, MPLabel, label_of, mp_silu, mp_sum, normalize
-from jaxdiff.models.unet_fields import bad
+from jaxdiff.models.magnitude import MPDense, MPFourier, MPLabel, mp_silu, mp_sum, normalize
 
 TIMES = ("fourier", "sinusoidal")
+_RULES = {"features": whole(4), "num_blocks": whole(0), "bandwidth": POSITIVE}
 
 
 class MLPBlock(nn.Module):
@@ -126,11 +126,7 @@ class MLP(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
-        except TypeError:
-            raise bad("dtype", self.dtype, "a floating-point type") from None
-        _check_fields(self)
+        check_fields(self, _RULES, {"time_embedding": TIMES})
         super().__post_init__()
 
     @nn.compact
@@ -143,12 +139,10 @@ class MLP(nn.Module):
         train: bool = False,
         rngs: Mapping[str, Any] | None = None,
     ) -> Array:
-        x, t = jnp.asarray(x), jnp.asarray(t)
+        x = jnp.asarray(x)
         if x.ndim != 2:
             raise bad("the shape of x", x.shape, "[B, C]")
-        if t.shape != x.shape[:1]:
-            raise bad("the shape of t", t.shape, f"one time per example, {x.shape[:1]}")
-        out = (self.out_channels or x.shape[-1]) * (2 if self.learned_variance else 1)
+        t, out = times_of(t, x), channels_out(self, x)
         emb = self._embedding(t, cond)
         h = x.astype(self.dtype)
         if self.magnitude_preserving:
@@ -178,23 +172,3 @@ class MLP(nn.Module):
             rows = MPLabel(self.num_classes, self.features, name="label")(label)
             emb = mp_sum(emb, rows) if preserving else emb + rows
         return mp_silu(emb) if preserving else nn.silu(emb)
-
-
-def _check_fields(net: MLP) -> None:
-    for name, least in {"features": 4, "num_blocks": 0, "num_classes": 0}.items():
-        if not _whole(getattr(net, name), least):
-            raise bad(name, getattr(net, name), f"a whole number, {least} or more")
-    if net.out_channels is not None and not _whole(net.out_channels, 1):
-        raise bad("out_channels", net.out_channels, "None or a whole number, 1 or more")
-    if not 0 <= net.dropout < 1:
-        raise bad("dropout", net.dropout, "a rate in [0, 1)")
-    if not net.bandwidth > 0:
-        raise bad("bandwidth", net.bandwidth, "a number above 0")
-    if net.time_embedding not in TIMES:
-        raise unknown("time_embedding", net.time_embedding, TIMES)
-    if not jnp.issubdtype(net.dtype, jnp.floating):
-        raise bad("dtype", net.dtype, "a floating-point type")
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -79,6 +79,12 @@ class Upsample(nn.Module):
         return conv(x.shape[-1], x.ndim - 2, dtype=self.dtype, name="conv")(x) if self.kind == "conv" else x
 
 
+def mean_pool(x: Array) -> Array:
+    """x [B, ..spatial.., C] with every spatial axis halved, by the mean over windows of 2 along all of them at once."""
+    spatial = x.ndim - 2
+    return nn.avg_pool(x, (2,) * spatial, strides=(2,) * spatial)
+
+
 def conv_of_repeated(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
     """Every value of x twice along every spatial axis, then a "SAME" convolution of kernel 3, without the repetition.
 

@@ -23,19 +23,10 @@ from jax import Array
 
 from jaxdiff.errors import UsageError
 from jaxdiff.models.conditioning import label_rows
-from jaxdiff.models.layers import conv
-from jaxdiff.models.vit import (
-    FeedForward,
-    TimeMLP,
-    TokenAttention,
-    check_fields,
-    check_inputs,
-    grid_of,
-    patch_sizes,
-    patchify,
-    time_features,
-    unpatchify,
-)
+from jaxdiff.models.fields import bad, channels_out, input_of, times_of, whole
+from jaxdiff.models.layers import TORCH_INIT, conv
+from jaxdiff.models.token_layers import FeedForward, TimeMLP, TokenAttention, rematerialised, time_features
+from jaxdiff.models.vit import check, grid_of, patch_sizes, patchify, unpatchify
 
 _SMALL = nn.initializers.normal(0.02)
 
@@ -145,9 +136,9 @@ class UViT(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        check_fields(self, {"depth": 2})
+        check(self, {"depth": whole(2)})
         if self.depth % 2:
-            raise UsageError(f"depth is {self.depth}: allowed is an even number, half of it on either side")
+            raise bad("depth", self.depth, "an even number, half of it on either side")
         super().__post_init__()
 
     @nn.compact
@@ -160,18 +151,17 @@ class UViT(nn.Module):
         train: bool = False,
         rngs: Mapping[str, Any] | None = None,
     ) -> Array:
-        x, t = jnp.asarray(x), jnp.asarray(t)
-        check_inputs(x, t)
+        x = input_of(x)
+        t = times_of(t, x)
         spatial, width = x.ndim - 2, self.channels
         patch = patch_sizes(self.patch_size, spatial)
         grid = grid_of(x.shape[1:-1], patch)
-        out = (self.out_channels or x.shape[-1]) * (2 if self.learned_variance else 1)
+        out = channels_out(self, x)
 
         extra = [label_rows(self, x.shape[0], cond, self.channels)] if self.num_classes else []
         extra.append(TimeMLP(width, 4 * width, width, name="time")(t) if self.time_mlp else time_features(t, width))
-        # The convolution that this is in the original begins as PyTorch's do: uniform with variance 1 / (3 fan_in).
-        patch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        h = nn.Dense(width, kernel_init=patch_init, dtype=self.dtype, name="patch")(patchify(x, patch))
+        # In the original this is a convolution of PyTorch's.
+        h = nn.Dense(width, kernel_init=TORCH_INIT, dtype=self.dtype, name="patch")(patchify(x, patch))
         h = jnp.concatenate([jnp.stack(extra, axis=1).astype(self.dtype), h], axis=1)
         h = h + self._positions(h.shape[1]).astype(self.dtype)[None]
         h = self._blocks(h)
@@ -194,9 +184,7 @@ class UViT(nn.Module):
     def _blocks(self, h: Array) -> Array:
         fields = (self.num_heads, self.mlp_ratio, self.qkv_bias, self.dtype)
         half = self.depth // 2
-        block: Any = UViTBlock
-        if self.remat == "blocks":
-            block = nn.remat(block, prevent_cse=not self.scan)
+        block = rematerialised(UViTBlock, self)
         if self.scan:
             each: Any = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": half}
             h, skips = nn.scan(block, **each)(*fields, name="down")(h)

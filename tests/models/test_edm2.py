@@ -1,6 +1,5 @@
 """EDM2's U-Net: magnitudes through its depth, conditioning, dtypes, gradients, errors. (Numbers: tests/parity.)"""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +7,8 @@ import pytest
 
 from jaxdiff.errors import UsageError
 from jaxdiff.models import Network
-from jaxdiff.models.edm2 import EDM2UNet, MPBlock, _resampled
+from jaxdiff.models.edm2 import EDM2UNet
+from jaxdiff.models.edm2_blocks import MPBlock, _resampled
 from jaxdiff.models.magnitude import force_normalize
 
 SMALL = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,), "head_dim": 8}
@@ -156,28 +156,16 @@ def test_activations_are_clipped():
     assert float(jnp.abs(MPBlock(8, clip=None).init_with_output(KEY, x, emb)[0]).max()) > 50
 
 
-def test_fields_hash_by_value():
-    a = EDM2UNet(**{**SMALL, "channel_mult": [1, 2]}, dtype="float32")
-    assert a == EDM2UNet(**SMALL)
-    assert hash(a) == hash(EDM2UNet(**SMALL))
-    assert isinstance(a, nn.Module)
-
-
 @pytest.mark.parametrize(("fields", "message"), [
     ({"channels": 0}, "channels is 0"),
     ({"num_res_blocks": 0}, "num_res_blocks is 0"),
     ({"head_dim": 0}, "head_dim is 0"),
-    ({"num_classes": -1}, "num_classes is -1"),
-    ({"out_channels": 0}, "out_channels is 0"),
     ({"channel_mult": ()}, "channel_mult is"),
     ({"channel_mult": (1, 0)}, "channel_mult is"),
     ({"attention_resolutions": (4, 0)}, "attention_resolutions is"),
-    ({"dropout": 1.0}, "dropout is 1.0"),
     ({"concat_balance": 1.5}, "concat_balance is 1.5"),
     ({"clip": 0.0}, "clip is 0.0"),
     ({"remat": "block"}, "did you mean 'blocks'"),
-    ({"dtype": jnp.int32}, "dtype is int32"),
-    ({"dtype": "bfloat"}, "dtype is bfloat"),
 ])  # fmt: skip
 def test_fields_out_of_range(fields, message):
     with pytest.raises(UsageError, match=message) as e:

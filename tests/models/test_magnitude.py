@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from jaxdiff.errors import UsageError
 from jaxdiff.models import magnitude as mp
 
 RNG = np.random.default_rng(0)
@@ -132,11 +131,3 @@ def test_labels_are_rows_and_the_null_label_is_zero():
     np.testing.assert_allclose(y[:2], want, atol=1e-6)
     assert not y[2].any()
     assert np.isnan(y[3]).all()
-
-
-def test_label_of():
-    assert mp.label_of({"label": jnp.array([1, 2])}, 2, 5).tolist() == [1, 2]
-    assert mp.label_of({"context": None}, 2, 5).tolist() == [5, 5]
-    for wrong in (jnp.zeros(2), jnp.zeros(3, int), jnp.zeros((2, 1), int)):
-        with pytest.raises(UsageError, match=r"cond\['label'\] is .*allowed"):
-            mp.label_of({"label": wrong}, 2, 5)
