@@ -31,19 +31,21 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.convert.table import CONV, CONV1, DENSE, SAME, Constant, Row, Rule, order, permuted, scaled
+from jaxdiff.convert.rules import CONV, CONV1, DENSE, SAME, Rule, order, permuted, scaled
+from jaxdiff.convert.table import Constant, Row, layer, norm
+from jaxdiff.convert.walk import Step, block, walk
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.models import REGISTRY
 from jaxdiff.models.attention import heads_of
 from jaxdiff.models.fir import taps
 from jaxdiff.models.presets.spec import Spec
-from jaxdiff.models.unet import Part
 
 FAMILY = "edm"
 NETWORKS = ("song", "dhariwal")
 PREFIX = "model."
 
 _SIGNS = {"map_layer0.weight", "map_layer0.bias", "map_layer1.weight"}
+_BLOCK = {"norm1": "norm0", "conv1": "conv0", "time": "affine", "norm2": "norm1", "conv2": "conv1", "shortcut": "skip"}
 
 
 def prefix(names: Collection[str]) -> str:
@@ -119,8 +121,8 @@ def _mapping(net: Any, layout: dict[str, Any]) -> Iterator[Row]:
     song = layout["network"] == "song"
     half = net.channels // 2
     halves = np.r_[half : 2 * half, :half]
-    yield from _layer("time/dense0", "map_layer0", DENSE if song else permuted(DENSE, halves, axis=0))
-    yield from _layer("time/dense1", "map_layer1", DENSE)
+    yield from layer("time/dense0", "map_layer0", DENSE if song else permuted(DENSE, halves, axis=0))
+    yield from layer("time/dense1", "map_layer1", DENSE)
     if net.time_embedding == "fourier":
         yield Row("time/fourier/freqs", ("map_noise.freqs",), scaled(SAME, layout.get("time_scale", 1.0)))
     if net.augment_dim:
@@ -140,90 +142,50 @@ def _mapping(net: Any, layout: dict[str, Any]) -> Iterator[Row]:
 
 def _network(net: Any, size: int, layout: dict[str, Any]) -> Iterator[Row | Constant]:
     """The way of x."""
+    yield from layer("conv_in", f"enc.{size}x{size}_conv", CONV)
+    for step in walk(net, size):
+        # What resamples stands at the size that it makes.
+        level = step.level + (step.resamples if step.way == "down" else -step.resamples)
+        here = f"{'enc' if step.way == 'down' else 'dec'}.{size >> level}x{size >> level}_"
+        if step.kind == "image in":
+            yield from _image_in(net, step.name, here)
+        elif step.kind == "image out":
+            yield from _image_out(net, step, here, layout)
+        else:
+            name = step.way if step.resamples else f"{'in' if step.way == 'mid' else 'block'}{step.number}"
+            yield from _block(net, step, here + name)
+
+
+def _block(net: Any, step: Step, theirs: str) -> Iterator[Row | Constant]:
+    yield from block(step, theirs, _BLOCK)
+    if step.resamples:
+        yield _filter(f"{theirs}.conv0", net.fir)
+        yield _filter(f"{theirs}.skip", net.fir)
+    if step.attention:
+        heads = heads_of(step.features, net.num_heads, net.head_dim)
+        ours_first = order((heads, step.features // heads, 3), (2, 0, 1))
+        yield from norm(f"{step.attention}/norm", f"{theirs}.norm2")
+        qkv = permuted(CONV1, ours_first), permuted(SAME, ours_first)
+        yield from layer(f"{step.attention}/qkv", f"{theirs}.qkv", *qkv)
+        yield from layer(f"{step.attention}/proj", f"{theirs}.proj", CONV1)
+
+
+def _image_in(net: Any, ours: str, here: str) -> Iterator[Row | Constant]:
+    if net.progressive_input == "skip":
+        yield _filter(here + "aux_down", net.fir)
+        yield from layer(ours, here + "aux_skip", CONV1)
+    else:
+        yield from layer(f"{ours}/conv", here + "aux_residual", CONV)
+        yield _filter(here + "aux_residual", net.fir)
+
+
+def _image_out(net: Any, step: Step, here: str, layout: dict[str, Any]) -> Iterator[Row | Constant]:
     song = layout["network"] == "song"
     last = -1.0 if layout.get("negative") else 1.0
-    plan = net.plan(size)
-
-    def at(way: str, level: int) -> str:
-        return f"{way}.{size >> level}x{size >> level}_"
-
-    def block(part: Part, channels: int, theirs: str, *, resamples: bool = False) -> Iterator[Row | Constant]:
-        shortcut = channels != part.features or (resamples and net.resample_shortcut)
-        yield from _block(part.name, theirs, shortcut=shortcut)
-        if resamples:
-            yield _filter(f"{theirs}.conv0", net.fir)
-            yield _filter(f"{theirs}.skip", net.fir)
-        if part.attention:
-            heads = heads_of(part.features, net.num_heads, net.head_dim)
-            yield from _attention(part.attention, theirs, heads, part.features // heads)
-
-    yield from _layer("conv_in", at("enc", 0) + "conv", CONV)
-    widths, number = [net.first_channels or net.channels], 0
-    for part in plan.down:
-        if part.kind == "block":
-            yield from block(part, widths[-1], f"{at('enc', part.level)}block{number}")
-            number += 1
-        else:
-            below, number = at("enc", part.level + 1), 0
-            yield from block(part, widths[-1], below + "down", resamples=True)
-            if net.progressive_input == "skip":
-                yield _filter(below + "aux_down", net.fir)
-                yield from _layer(f"down_{part.level}_pyramid", below + "aux_skip", CONV1)
-            elif net.progressive_input == "residual":
-                yield from _layer(f"down_{part.level}_pyramid/conv", below + "aux_residual", CONV)
-                yield _filter(below + "aux_residual", net.fir)
-        widths.append(part.features)
-
-    channels, number, deepest = widths[-1], 0, len(net.channel_mult) - 1
-    for i, part in enumerate(plan.mid):
-        yield from block(part, channels, f"{at('dec', deepest)}in{i}")
-    for part in plan.up:
-        if part.kind == "block":
-            yield from block(part, channels + widths.pop(), f"{at('dec', part.level)}block{number}")
-            number += 1
-        else:
-            yield from block(part, channels, at("dec", part.level - 1) + "up", resamples=True)
-            number = 0
-        channels = part.features
-
-    if not song:
-        yield from _norm("norm_out", "out_norm")
-        yield from _layer("conv_out", "out_conv", scaled(CONV, last), scaled(SAME, last))
-        return
-    for level in range(deepest if net.progressive_output == "skip" else 0, -1, -1):
-        here = at("dec", level) + "aux_"
-        norm, conv = (f"up_{level}_skip_norm", f"up_{level}_skip_conv") if level else ("norm_out", "conv_out")
-        yield from _norm(norm, here + "norm")
-        yield from _layer(conv, here + "conv", scaled(CONV, last), scaled(SAME, last))
-        if net.progressive_output == "skip" and level < deepest:
-            yield _filter(here + "up", net.fir)
-
-
-def _layer(ours: str, theirs: str, kernel: Rule, bias: Rule = SAME) -> Iterator[Row]:
-    yield Row(f"{ours}/kernel", (f"{theirs}.weight",), kernel)
-    yield Row(f"{ours}/bias", (f"{theirs}.bias",), bias)
-
-
-def _norm(ours: str, theirs: str) -> Iterator[Row]:
-    yield Row(f"{ours}/scale", (f"{theirs}.weight",), SAME)
-    yield Row(f"{ours}/bias", (f"{theirs}.bias",), SAME)
-
-
-def _block(ours: str, theirs: str, *, shortcut: bool) -> Iterator[Row]:
-    yield from _norm(f"{ours}/norm1", f"{theirs}.norm0")
-    yield from _layer(f"{ours}/conv1", f"{theirs}.conv0", CONV)
-    yield from _layer(f"{ours}/time", f"{theirs}.affine", DENSE)
-    yield from _norm(f"{ours}/norm2", f"{theirs}.norm1")
-    yield from _layer(f"{ours}/conv2", f"{theirs}.conv1", CONV)
-    if shortcut:
-        yield from _layer(f"{ours}/shortcut", f"{theirs}.skip", CONV1)
-
-
-def _attention(ours: str, theirs: str, heads: int, dim: int) -> Iterator[Row]:
-    ours_first = order((heads, dim, 3), (2, 0, 1))
-    yield from _norm(f"{ours}/norm", f"{theirs}.norm2")
-    yield from _layer(f"{ours}/qkv", f"{theirs}.qkv", permuted(CONV1, ours_first), permuted(SAME, ours_first))
-    yield from _layer(f"{ours}/proj", f"{theirs}.proj", CONV1)
+    yield from norm(step.norm, f"{here}aux_norm" if song else "out_norm")
+    yield from layer(step.name, f"{here}aux_conv" if song else "out_conv", scaled(CONV, last), scaled(SAME, last))
+    if song and net.progressive_output == "skip" and step.level < len(net.channel_mult) - 1:
+        yield _filter(here + "aux_up", net.fir)
 
 
 def _filter(theirs: str, fir: Sequence[float]) -> Constant:

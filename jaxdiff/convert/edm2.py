@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from jaxdiff.convert.table import CONV, CONV1, DENSE, SAME, Constant, Row, order, permuted
+from jaxdiff.convert.rules import CONV, CONV1, DENSE, SAME, order, permuted
+from jaxdiff.convert.table import Constant, Row
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.models.edm2 import EDM2UNet, Part
 from jaxdiff.models.presets.spec import Spec

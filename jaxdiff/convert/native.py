@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.convert.files import read_json, replace_tensors, tuples
-from jaxdiff.convert.table import SAME, Row, clean, leaves
+from jaxdiff.convert.files import replace_tensors
+from jaxdiff.convert.json_files import read_json, tuples
+from jaxdiff.convert.rules import SAME
+from jaxdiff.convert.table import Row, leaves
+from jaxdiff.convert.text import clean
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.files import write_json
 from jaxdiff.models.presets.spec import Spec

@@ -8,7 +8,9 @@ from collections.abc import Collection
 
 import numpy as np
 
-from jaxdiff.convert.table import CONV, CONV1, SAME, Constant, Row, Rule, clean, scaled
+from jaxdiff.convert.rules import CONV, CONV1, SAME, scaled
+from jaxdiff.convert.table import Constant, Row, layer
+from jaxdiff.convert.text import clean
 from jaxdiff.errors import UsageError
 from jaxdiff.models.presets.spec import Spec
 from jaxdiff.models.refinenet import RefineNet
@@ -43,10 +45,6 @@ def _numbers(stages: int) -> tuple[list[str], list[str]]:
     return down, up[::-1]
 
 
-def _with_bias(ours: str, theirs: str, rule: Rule) -> list[Row]:
-    return [Row(f"{ours}/kernel", (f"{theirs}.weight",), rule), Row(f"{ours}/bias", (f"{theirs}.bias",), SAME)]
-
-
 def _norm(ours: str, theirs: str) -> list[Row]:
     return [Row(f"{ours}/{name}", (f"{theirs}.{name}",), SAME) for name in ("alpha", "gamma", "beta")]
 
@@ -67,11 +65,11 @@ def _stages(net: RefineNet, numbers: list[str]) -> list[Row]:
             first = s > 0 and i == 0
             inner = ".conv" if first and stage.halves else ""  # inside their convolution with mean pooling
             rows += _norm(f"{ours}/norm1", f"{theirs}.normalize1") + _norm(f"{ours}/norm2", f"{theirs}.normalize2")
-            rows += _with_bias(f"{ours}/conv1", f"{theirs}.conv1", CONV)
-            rows += _with_bias(f"{ours}/conv2", f"{theirs}.conv2{inner}", CONV)
+            rows += layer(f"{ours}/conv1", f"{theirs}.conv1", CONV)
+            rows += layer(f"{ours}/conv2", f"{theirs}.conv2{inner}", CONV)
             if first or width != stage.features:
                 dilated = first and not stage.halves
-                rows += _with_bias(f"{ours}/shortcut", f"{theirs}.shortcut{inner}", CONV if dilated else CONV1)
+                rows += layer(f"{ours}/shortcut", f"{theirs}.shortcut{inner}", CONV if dilated else CONV1)
             width = stage.features
     return rows
 
@@ -104,20 +102,19 @@ def table(spec: Spec) -> list[Row | Constant]:
         count = len(stages)
         raise UsageError(f"channel_mult has {count} entries: allowed for weights of the family 'ncsnv2' are 4 to 6")
     down, up = _numbers(len(stages))
-    rows: list[Row | Constant] = [*_with_bias("conv_in", "begin_conv", CONV), *_stages(net, down)]
+    rows: list[Row | Constant] = [*layer("conv_in", "begin_conv", CONV), *_stages(net, down)]
     for s, number in enumerate(up):
         ours, theirs, inputs = f"refine_{s}", f"refine{number}", 1 if s == len(stages) - 1 else 2
         for i in range(inputs):
             rows += _units(f"{ours}/adapt_{i}", f"{theirs}.adapt_convs.{i}", 2)
             if inputs > 1:
-                rows += _with_bias(f"{ours}/fuse_{i}", f"{theirs}.msf.convs.{i}", CONV)
+                rows += layer(f"{ours}/fuse_{i}", f"{theirs}.msf.convs.{i}", CONV)
             rows.append(Row(f"{ours}/pool_{i}/kernel", (f"{theirs}.crp.convs.{i}.weight",), CONV))
         if inputs == 1:
             rows.append(Row(f"{ours}/pool_1/kernel", (f"{theirs}.crp.convs.1.weight",), CONV))
         rows += _units(f"{ours}/output", f"{theirs}.output_convs", 1 if s else 3)
     rows += _norm("norm_out", "normalizer")
-    rows.append(Row("conv_out/kernel", ("end_conv.weight",), scaled(CONV, -1.0)))
-    rows.append(Row("conv_out/bias", ("end_conv.bias",), scaled(SAME, -1.0)))
+    rows += layer("conv_out", "end_conv", scaled(CONV, -1.0), scaled(SAME, -1.0))
     sigmas = np.asarray(spec.process["sigmas"], np.float64)[::-1] / _DATA_SCALE
     rows.append(Constant("sigmas", sigmas.astype(np.float32), optional=True))
     return rows

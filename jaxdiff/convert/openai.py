@@ -23,19 +23,24 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.convert.table import CONV, CONV1, CONV1_1D, DENSE, SAME, Row, Rule, moved, order, permuted
+from jaxdiff.convert.rules import CONV, CONV1, CONV1_1D, DENSE, SAME, moved, order, permuted
+from jaxdiff.convert.table import Row, layer, norm
+from jaxdiff.convert.walk import Step, block, walk
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.models.attention import heads_of
 from jaxdiff.models.classifier import Classifier
 from jaxdiff.models.presets.spec import Spec
-from jaxdiff.models.unet import Encoder, Part, UNet
-from jaxdiff.models.unet_fields import per_level
+from jaxdiff.models.unet import Encoder, UNet
 
 FAMILY = "openai"
 ORDERS = ("legacy", "new")
 NETWORKS: dict[str, type[Encoder]] = {"unet": UNet, "classifier": Classifier}
 
 _SIGNS = {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.qkv.weight"}
+_BLOCK = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "time": "emb_layers.1", "norm2": "out_layers.0",
+    "conv2": "out_layers.3", "shortcut": "skip_connection",
+}  # fmt: skip
 
 
 def recognises(names: Collection[str]) -> bool:
@@ -84,100 +89,64 @@ def table(spec: Spec) -> list[Row]:
 
 def _rows(net: Any, spec: Spec) -> Iterator[Row]:
     legacy = spec.layout["attention_order"] == "legacy"
-    plan = net.plan(max(spec.shape[:-1]))
-
-    def group(part: Part, channels: int, theirs: str) -> Iterator[Row]:
-        """A part, given so many channels, and the attention after it."""
-        kind = per_level(getattr(net, part.kind), part.level) if part.kind != "block" else "block"
-        if kind == "block":
-            yield from _block(part.name, f"{theirs}.0", shortcut=channels != part.features)
-        elif kind == "conv":
-            yield from _layer(f"{part.name}/conv", f"{theirs}.0.op", CONV)
-        if part.attention:
-            heads = heads_of(part.features, net.num_heads, net.head_dim)
-            yield from _attention(part.attention, f"{theirs}.1", (heads, 3, part.features // heads), legacy)
-
     half = net.channels // 2
     sines_first = np.r_[half : 2 * half, :half, 2 * half : net.channels]
-    yield from _layer("time/dense0", "time_embed.0", permuted(DENSE, sines_first, axis=0))
-    yield from _layer("time/dense1", "time_embed.2", DENSE)
+    yield from layer("time/dense0", "time_embed.0", permuted(DENSE, sines_first, axis=0))
+    yield from layer("time/dense1", "time_embed.2", DENSE)
     if net.num_classes:
         yield Row("label/embedding", ("label_emb.weight",), SAME)
-
-    yield from _layer("conv_in", "input_blocks.0.0", CONV)
-    widths = [net.first_channels or net.channels]
-    for number, part in enumerate(plan.down, 1):
-        yield from group(part, widths[-1], f"input_blocks.{number}")
-        widths.append(part.features)
-
-    # The middle is one group of theirs: block, attention, block.
-    first, second = plan.mid
-    yield from group(first, widths[-1], "middle_block")
-    yield from _block(second.name, "middle_block.2", shortcut=False)
-
-    channels, number = second.features, -1
-    for part in plan.up:
-        if part.kind == "block":
-            number, last = number + 1, part
-            yield from group(part, channels + widths.pop(), f"output_blocks.{number}")
-        else:
-            theirs = f"output_blocks.{number}.{2 if last.attention else 1}"
-            kind = per_level(net.upsample, part.level)
-            if kind == "block":
-                yield from _block(part.name, theirs, shortcut=channels != part.features)
-            elif kind == "conv":
-                yield from _layer(f"{part.name}/conv", f"{theirs}.conv", CONV)
-        channels = part.features
-
-    if spec.network == "unet":
-        yield from _norm("norm_out", "out.0")
-        yield from _layer("conv_out", "out.2", CONV)
-    else:
+    yield from layer("conv_in", "input_blocks.0.0", CONV)
+    for step, theirs in _named(walk(net, max(spec.shape[:-1]))):
+        if step.kind == "block":
+            # Their resampling blocks keep the channels, and have no map on the way past them.
+            yield from block(step._replace(shortcut=step.shortcut and not step.resamples), theirs, _BLOCK)
+        elif step.kind == "conv":
+            yield from layer(f"{step.name}/conv", f"{theirs}.{'op' if step.way == 'down' else 'conv'}", CONV)
+        elif step.kind == "image out":
+            yield from norm(step.norm, "out.0")
+            yield from layer(step.name, "out.2", CONV)
+        if step.attention:
+            heads = heads_of(step.features, net.num_heads, net.head_dim)
+            group = theirs.rpartition(".")[0]
+            yield from _attention(step.attention, f"{group}.1", (heads, 3, step.features // heads), legacy)
+    if spec.network == "classifier":
         yield from _head(net.pool)
+
+
+def _named(steps: Iterator[Step]) -> Iterator[tuple[Step, str]]:
+    """Each step with the name of its module: that of a numbered group and the place in it."""
+    down, up, after = 0, -1, 0
+    for step in steps:
+        if step.way == "down":
+            down += 1
+            yield step, f"input_blocks.{down}.0"
+        elif step.way == "mid":  # one group: block, attention, block
+            yield step, f"middle_block.{2 * step.number}"
+        elif step.kind == "block" and not step.resamples:
+            up, after = up + 1, 2 if step.attention else 1
+            yield step, f"output_blocks.{up}.0"
+        else:
+            yield step, f"output_blocks.{up}.{after}"
 
 
 def _head(pool: str) -> Iterator[Row]:
     """A classifier's way from features to logits."""
     if pool == "spatial":
-        yield from _layer("hidden", "out.0", DENSE)
-        yield from _layer("logits", "out.2", DENSE)
+        yield from layer("hidden", "out.0", DENSE)
+        yield from layer("logits", "out.2", DENSE)
         return
-    yield from _norm("norm_out", "out.0")
+    yield from norm("norm_out", "out.0")
     if pool == "mean":
-        yield from _layer("logits", "out.3", CONV1)
+        yield from layer("logits", "out.3", CONV1)
         return
     yield Row("pool/positions", ("out.2.positional_embedding",), moved("table", (1, 0), (1, 0)))
-    yield from _layer("pool/qkv", "out.2.qkv_proj", CONV1_1D)
-    yield from _layer("pool/proj", "out.2.c_proj", CONV1_1D)
-
-
-def _layer(ours: str, theirs: str, kernel: Rule, bias: Rule = SAME) -> Iterator[Row]:
-    yield Row(f"{ours}/kernel", (f"{theirs}.weight",), kernel)
-    yield Row(f"{ours}/bias", (f"{theirs}.bias",), bias)
-
-
-def _norm(ours: str, theirs: str) -> Iterator[Row]:
-    yield Row(f"{ours}/scale", (f"{theirs}.weight",), SAME)
-    yield Row(f"{ours}/bias", (f"{theirs}.bias",), SAME)
-
-
-def _block(ours: str, theirs: str, *, shortcut: bool) -> Iterator[Row]:
-    yield from _norm(f"{ours}/norm1", f"{theirs}.in_layers.0")
-    yield from _layer(f"{ours}/conv1", f"{theirs}.in_layers.2", CONV)
-    yield from _layer(f"{ours}/time", f"{theirs}.emb_layers.1", DENSE)
-    yield from _norm(f"{ours}/norm2", f"{theirs}.out_layers.0")
-    yield from _layer(f"{ours}/conv2", f"{theirs}.out_layers.3", CONV)
-    if shortcut:
-        yield from _layer(f"{ours}/shortcut", f"{theirs}.skip_connection", CONV1)
+    yield from layer("pool/qkv", "out.2.qkv_proj", CONV1_1D)
+    yield from layer("pool/proj", "out.2.c_proj", CONV1_1D)
 
 
 def _attention(ours: str, theirs: str, shape: tuple[int, int, int], legacy: bool) -> Iterator[Row]:
-    yield from _norm(f"{ours}/norm", f"{theirs}.norm")
-    if legacy:
-        ours_first = order(shape, (1, 0, 2))
-        yield from _layer(
-            f"{ours}/qkv", f"{theirs}.qkv", permuted(CONV1_1D, ours_first), permuted(SAME, ours_first)
-        )  # fmt: skip
-    else:
-        yield from _layer(f"{ours}/qkv", f"{theirs}.qkv", CONV1_1D)
-    yield from _layer(f"{ours}/proj", f"{theirs}.proj_out", CONV1_1D)
+    yield from norm(f"{ours}/norm", f"{theirs}.norm")
+    ours_first = order(shape, (1, 0, 2))
+    kernel, bias = (permuted(CONV1_1D, ours_first), permuted(SAME, ours_first)) if legacy else (CONV1_1D, SAME)
+    yield from layer(f"{ours}/qkv", f"{theirs}.qkv", kernel, bias)
+    yield from layer(f"{ours}/proj", f"{theirs}.proj_out", CONV1_1D)

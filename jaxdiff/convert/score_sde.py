@@ -21,22 +21,25 @@ their unit. It is checked, and written back.
 
 import re
 from collections.abc import Collection, Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
 
-from jaxdiff.convert.table import CONV, CONV1, DENSE, SAME, Constant, Row, Rule, clean, joined, scaled
+from jaxdiff.convert.rules import CONV, CONV1, DENSE, SAME, joined, scaled
+from jaxdiff.convert.table import Constant, Row, layer, norm
+from jaxdiff.convert.text import clean
+from jaxdiff.convert.walk import Step, block, walk
 from jaxdiff.errors import UsageError, unknown
 from jaxdiff.models import REGISTRY
 from jaxdiff.models.presets.spec import Spec
-from jaxdiff.models.unet import Part
-from jaxdiff.models.unet_fields import per_level
 
 FAMILY = "score_sde"
 NETWORKS = ("ncsnpp", "ddpm")
 PREFIX = "module."
 
 _MOST_LEVELS = 1_000_000
+_BLOCK = {"norm1": "GroupNorm_0", "conv1": "Conv_0", "time": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1"}
 _MODULE = re.compile(r"(module\.)?all_modules\.\d+\.\w")
 
 
@@ -98,13 +101,8 @@ def table(spec: Spec) -> list[Row | Constant]:
     net: Any = REGISTRY[spec.network](**spec.fields)
     before = spec.layout.get("prefix", "")
     sigmas = Constant(f"{before}sigmas", _sigmas(spec.layout.get("sigmas")), tolerance=1e-6)
-    numbered: Iterator[list[Row]] = _modules(net, max(spec.shape[:-1]), spec.layout)
-    rows = [
-        row._replace(theirs=tuple(f"{before}all_modules.{i}.{name}" for name in row.theirs))
-        for i, module in enumerate(numbered)
-        for row in module
-    ]
-    return [sigmas, *rows]
+    modules = (f"{before}all_modules.{i}" for i in count())
+    return [sigmas, *_rows(net, max(spec.shape[:-1]), spec.layout, modules)]
 
 
 def _sigmas(levels: Any) -> np.ndarray:
@@ -118,60 +116,35 @@ def _sigmas(levels: Any) -> np.ndarray:
     raise UsageError(f"layout['sigmas'] is {text}: needed are the least, the most and how many, all above 0")
 
 
-def _modules(net: Any, size: int, layout: dict[str, Any]) -> Iterator[list[Row]]:
-    """The rows of each of their modules, with names inside it."""
-    ncsnpp = layout["network"] == "ncsnpp"
-    last = -1.0 if layout.get("negative") else 1.0
-    plan = net.plan(size)
-
-    def block(part: Part, channels: int, *, resamples: bool = False) -> Iterator[list[Row]]:
-        shortcut = channels != part.features or (resamples and net.resample_shortcut)
-        yield _block(part.name, shortcut, ncsnpp)
-        if part.attention:
-            yield _attention(part.attention)
-
-    def resample(part: Part, channels: int, kind: str) -> Iterator[list[Row]]:
-        if kind == "block":
-            yield from block(part, channels, resamples=True)
-        else:
-            yield _layer(f"{part.name}/conv", "Conv_0.", CONV) if kind == "conv" else []
-
+def _rows(net: Any, size: int, layout: dict[str, Any], modules: Iterator[str]) -> Iterator[Row]:
+    """The rows of their modules, whose names come one after the other."""
     if net.time_embedding == "fourier":
-        yield [Row("time/fourier/freqs", ("W",), scaled(SAME, layout.get("time_scale", 1.0)))]
-    yield _layer("time/dense0", "", DENSE)
-    yield _layer("time/dense1", "", DENSE)
-    yield _layer("conv_in", "", CONV)
-    widths = [net.first_channels or net.channels]
-    for part in plan.down:
-        if part.kind == "block":
-            yield from block(part, widths[-1])
-        else:
-            yield from resample(part, widths[-1], per_level(net.downsample, part.level))
-            if net.progressive_input == "skip":
-                yield _layer(f"down_{part.level}_pyramid", "Conv_0.", CONV1)
-            elif net.progressive_input == "residual":
-                yield _layer(f"down_{part.level}_pyramid/conv", "Conv2d_0.", CONV)
-        widths.append(part.features)
-
-    channels = widths[-1]
-    for part in plan.mid:
-        yield from block(part, channels)
-    for part, after in zip(plan.up, (*plan.up[1:], None), strict=True):
-        if part.kind == "block":
-            yield from block(part, channels + widths.pop())
-            ends = after is None or after.kind != "block"
-            if ends and (part.level == 0 or net.progressive_output == "skip"):
-                here = f"up_{part.level}_skip_"
-                norm, conv = (here + "norm", here + "conv") if part.level else ("norm_out", "conv_out")
-                yield _norm(norm, "")
-                yield _layer(conv, "", scaled(CONV, last), scaled(SAME, last))
-        else:
-            yield from resample(part, channels, per_level(net.upsample, part.level))
-        channels = part.features
+        yield Row("time/fourier/freqs", (f"{next(modules)}.W",), scaled(SAME, layout.get("time_scale", 1.0)))
+    yield from layer("time/dense0", next(modules), DENSE)
+    yield from layer("time/dense1", next(modules), DENSE)
+    yield from layer("conv_in", next(modules), CONV)
+    for step in walk(net, size):
+        theirs = next(modules)
+        if step.kind == "block":
+            yield from _block(step, theirs, layout["network"] == "ncsnpp")
+        elif step.kind == "conv":
+            yield from layer(f"{step.name}/conv", f"{theirs}.Conv_0", CONV)
+        elif step.kind == "image in" and net.progressive_input == "skip":
+            yield from layer(step.name, f"{theirs}.Conv_0", CONV1)
+        elif step.kind == "image in":
+            yield from layer(f"{step.name}/conv", f"{theirs}.Conv2d_0", CONV)
+        elif step.kind == "image out":
+            last = -1.0 if layout.get("negative") else 1.0
+            yield from norm(step.norm, theirs)
+            yield from layer(step.name, next(modules), scaled(CONV, last), scaled(SAME, last))
+        if step.attention:
+            yield from _attention(step.attention, next(modules))
 
 
-def _layer(ours: str, theirs: str, kernel: Rule, bias: Rule = SAME) -> list[Row]:
-    return [Row(f"{ours}/kernel", (f"{theirs}weight",), kernel), Row(f"{ours}/bias", (f"{theirs}bias",), bias)]
+def _block(step: Step, theirs: str, ncsnpp: bool) -> Iterator[Row]:
+    yield from block(step, theirs, _BLOCK | ({"shortcut": "Conv_2"} if ncsnpp else {}))
+    if step.shortcut and not ncsnpp:
+        yield from _matrix(f"{step.name}/shortcut", f"{theirs}.NIN_0")
 
 
 def _matrix(ours: str, *theirs: str) -> list[Row]:
@@ -181,26 +154,7 @@ def _matrix(ours: str, *theirs: str) -> list[Row]:
     return [Row(f"{ours}/kernel", kernels, rule), Row(f"{ours}/bias", biases, rule)]
 
 
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/scale", (f"{theirs}weight",), SAME), Row(f"{ours}/bias", (f"{theirs}bias",), SAME)]
-
-
-def _block(ours: str, shortcut: bool, ncsnpp: bool) -> list[Row]:
-    rows = [
-        *_norm(f"{ours}/norm1", "GroupNorm_0."),
-        *_layer(f"{ours}/conv1", "Conv_0.", CONV),
-        *_layer(f"{ours}/time", "Dense_0.", DENSE),
-        *_norm(f"{ours}/norm2", "GroupNorm_1."),
-        *_layer(f"{ours}/conv2", "Conv_1.", CONV),
-    ]
-    if shortcut:
-        rows += _layer(f"{ours}/shortcut", "Conv_2.", CONV1) if ncsnpp else _matrix(f"{ours}/shortcut", "NIN_0")
-    return rows
-
-
-def _attention(ours: str) -> list[Row]:
-    return [
-        *_norm(f"{ours}/norm", "GroupNorm_0."),
-        *_matrix(f"{ours}/qkv", "NIN_0", "NIN_1", "NIN_2"),
-        *_matrix(f"{ours}/proj", "NIN_3"),
-    ]
+def _attention(ours: str, theirs: str) -> Iterator[Row]:
+    yield from norm(f"{ours}/norm", f"{theirs}.GroupNorm_0")
+    yield from _matrix(f"{ours}/qkv", *(f"{theirs}.NIN_{i}" for i in range(3)))
+    yield from _matrix(f"{ours}/proj", f"{theirs}.NIN_3")

@@ -1,20 +1,14 @@
 """A correspondence between two names for the same weights, walked in both directions.
 
 A family of checkpoints is a list of rows. Row i joins one leaf p_i of our parameter tree with one or more tensors
-w_i1, w_i2, .. of theirs through a rule, a pair of functions with
-
-    p_i = read_i(w_i1, w_i2, ..)                                                             (1)
-    (w_i1, w_i2, ..) = write_i(p_i)        read_i(write_i(p)) = p                            (2)
-
-so one table both loads and saves. Most rules only move axes: with output channels O, input channels I and kernel
-extents k, PyTorch stores (O, I, *k), and Linen stores (*k, I, O). By (2) the shape that a tensor of theirs must have
-is known from ours alone; everything is compared before any value is looked at, so nothing is ever half loaded.
+w_i1, w_i2, .. of theirs through a rule (`jaxdiff.convert.rules`), so one table both loads and saves. The shape that a
+tensor of theirs must have is known from ours alone; everything is compared before any value is looked at, so nothing
+is ever half loaded.
 
 Parameters are float32. float16, bfloat16 and float64 tensors are read as float32; float16 and bfloat16 without loss.
 Integers are refused unless the rule says otherwise: a quantised file would otherwise pass for weights.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,32 +18,12 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from jaxdiff.convert.rules import SAME, Rule
+from jaxdiff.convert.text import clean, shown
 from jaxdiff.errors import UsageError
 from jaxdiff.types import PyTree
 
-_SHOWN = 3
 _FLOATS = tuple(np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How one leaf of ours follows from tensors of theirs, equation (1), and back, equation (2).
-
-    Args:
-        name: for messages.
-        read: their tensors, in the row's order -> our leaf. May return a view.
-        write: our leaf -> their tensors, in the row's order; the inverse.
-        integers: whether integer tensors are read (as float32).
-
-    Examples:
-        >>> DENSE.read(np.ones((4, 3))).shape, DENSE.write(np.ones((3, 4)))[0].shape
-        ((3, 4), (4, 3))
-    """
-
-    name: str
-    read: Callable[..., np.ndarray]
-    write: Callable[[np.ndarray], tuple[np.ndarray, ...]]
-    integers: bool = False
 
 
 class Row(NamedTuple):
@@ -93,170 +67,33 @@ class Constant:
 Table = Sequence[Row | Constant]
 
 
-def moved(name: str, forth: Sequence[int], back: Sequence[int]) -> Rule:
-    """A rule that only permutes axes; both ways given as `np.transpose` takes them.
+def layer(ours: str, theirs: str, kernel: Rule, bias: Rule = SAME) -> list[Row]:
+    """The rows of a convolution or a linear map.
 
     Args:
-        name: for messages.
-        forth: theirs -> ours.
-        back: ours -> theirs.
+        ours: its path.
+        theirs: its name.
+        kernel: the rule of the one.
+        bias: of the other.
 
     Returns:
-        The rule.
+        Two rows.
 
     Examples:
-        >>> moved("table", (1, 0), (1, 0)).read(np.ones((2, 5))).shape
-        (5, 2)
+        >>> [row.theirs for row in layer("conv_in", "input_blocks.0.0", SAME)]
+        [('input_blocks.0.0.weight',), ('input_blocks.0.0.bias',)]
     """
-    return Rule(name, lambda w: np.transpose(w, forth), lambda p: (np.transpose(p, back),))
+    return [Row(f"{ours}/kernel", (f"{theirs}.weight",), kernel), Row(f"{ours}/bias", (f"{theirs}.bias",), bias)]
 
 
-def conv1(trailing: int) -> Rule:
-    """A convolution of kernel 1 that is a Dense layer of ours: (O, I, 1, ..) <-> (I, O).
-
-    Args:
-        trailing: the number of spatial axes it is stored with: 1 for Conv1d, 2 for Conv2d.
-
-    Returns:
-        The rule.
+def norm(ours: str, theirs: str) -> list[Row]:
+    """The rows of a normalisation. See `layer` for the arguments.
 
     Examples:
-        >>> conv1(1).write(np.ones((3, 4)))[0].shape
-        (4, 3, 1)
+        >>> [row.ours for row in norm("norm_out", "out.0")]
+        ['norm_out/scale', 'norm_out/bias']
     """
-    ones = (1,) * trailing
-    return Rule("conv1", lambda w: w.reshape(w.shape[:2]).T, lambda p: (p.T.reshape(*p.T.shape, *ones),))
-
-
-SAME = Rule("same", lambda w: w, lambda p: (p,))
-DENSE = moved("dense", (1, 0), (1, 0))
-CONV = Rule("conv", lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambda p: (np.moveaxis(p, (-1, -2), (0, 1)),))
-CONV1_1D = conv1(1)
-CONV1 = conv1(2)
-
-
-def joined(rule: Rule, parts: int, *, axis: int = -1) -> Rule:
-    """Several tensors of theirs side by side in one leaf of ours: separate queries, keys and values.
-
-    Args:
-        rule: applied to each part.
-        parts: how many; all of one shape.
-        axis: of our leaf, along which they lie; the last is the output channels of every kernel and bias.
-
-    Returns:
-        The rule; its row names `parts` tensors.
-
-    Examples:
-        >>> joined(DENSE, 3).read(*np.ones((3, 4, 5))).shape
-        (5, 12)
-    """
-    return Rule(
-        f"joined {rule.name}",
-        lambda *ws: np.concatenate([rule.read(w) for w in ws], axis),
-        lambda p: tuple(rule.write(part)[0] for part in np.split(p, parts, axis)),
-        rule.integers,
-    )
-
-
-def permuted(rule: Rule, order: Sequence[int] | np.ndarray, *, axis: int = -1) -> Rule:
-    """The same numbers in another order along one axis of our leaf: ours[i] = theirs[order[i]].
-
-    Args:
-        rule: applied first when reading.
-        order: a permutation of the axis, as `order` makes it.
-        axis: of our leaf: -1 the output channels, -2 (or 0 of a Dense kernel) the input channels.
-
-    Returns:
-        The rule.
-
-    Raises:
-        UsageError: if `order` is not a permutation.
-
-    Examples:
-        >>> permuted(SAME, [2, 0, 1]).read(np.array([10, 11, 12])).tolist()
-        [12, 10, 11]
-    """
-    index = np.asarray(order)
-    if not np.array_equal(np.sort(index), np.arange(index.size)):
-        raise UsageError(f"order has {index.size} entries and is not a permutation of 0..{index.size - 1}")
-    back = np.argsort(index)
-
-    def take(array: np.ndarray, where: np.ndarray) -> np.ndarray:
-        if array.shape[axis] != where.size:
-            raise UsageError(f"axis {axis} of shape {array.shape} is not of the order's length {where.size}")
-        return np.take(array, where, axis)
-
-    return Rule(
-        f"permuted {rule.name}",
-        lambda *ws: take(rule.read(*ws), index),
-        lambda p: rule.write(take(p, back)),
-        rule.integers,
-    )
-
-
-def order(shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:
-    """The permutation for `permuted` between two ways to flatten the same axes.
-
-    Args:
-        shape: extents in their order: (heads, 3, dim) for channels with the head outermost.
-        axes: which of their axes is our first, second, ..: (1, 0, 2) for our (3, heads, dim).
-
-    Returns:
-        int64, [prod(shape)].
-
-    Examples:
-        >>> order((2, 3), (1, 0)).tolist()
-        [0, 3, 1, 4, 2, 5]
-    """
-    return np.arange(math.prod(shape)).reshape(shape).transpose(axes).ravel()
-
-
-def scaled(rule: Rule, factor: float) -> Rule:
-    """ours = factor * theirs, for a constant that one network has in its weights and the other in its code.
-
-    Args:
-        rule: applied first when reading.
-        factor: not 0. A power of two is exact both ways.
-
-    Returns:
-        The rule.
-
-    Examples:
-        >>> scaled(SAME, 2.0).read(np.ones(2)).tolist()
-        [2.0, 2.0]
-    """
-    if not (math.isfinite(factor) and factor):
-        raise UsageError(f"factor={factor}: allowed is any finite number but 0")
-    # In float64, rounded once when it is stored.
-    return Rule(
-        f"scaled {rule.name}",
-        lambda *ws: np.multiply(rule.read(*ws), factor, dtype=np.float64),
-        lambda p: rule.write(np.multiply(p, 1 / factor, dtype=np.float64)),
-        rule.integers,
-    )
-
-
-def reshaped(rule: Rule, theirs: Sequence[int], ours: Sequence[int]) -> Rule:
-    """The same numbers in the same order under another shape.
-
-    Args:
-        rule: applied first when reading.
-        theirs: the shape that `rule` reads.
-        ours: of our leaf.
-
-    Returns:
-        The rule.
-
-    Examples:
-        >>> reshaped(SAME, (1, 4, 8), (2, 2, 8)).read(np.ones((1, 4, 8))).shape
-        (2, 2, 8)
-    """
-    return Rule(
-        f"reshaped {rule.name}",
-        lambda *ws: rule.read(*ws).reshape(*ours),
-        lambda p: rule.write(p.reshape(*theirs)),
-        rule.integers,
-    )
+    return [Row(f"{ours}/scale", (f"{theirs}.weight",), SAME), Row(f"{ours}/bias", (f"{theirs}.bias",), SAME)]
 
 
 def leaves(tree: PyTree) -> dict[str, Any]:
@@ -274,41 +111,6 @@ def leaves(tree: PyTree) -> dict[str, Any]:
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
-
-
-def shown(names: Sequence[str]) -> str:
-    """The first three of many names and how many more there are, fit for one line whatever they hold.
-
-    Args:
-        names: from a file, so anything.
-
-    Returns:
-        Text without line breaks.
-
-    Examples:
-        >>> shown(["a", "b", "c", "d", "e"])
-        'a, b, c and 2 more'
-    """
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(clean(name) for name in names[:_SHOWN]) + more
-
-
-def clean(name: str, most: int = 160) -> str:
-    """A name from a file as printable text of at most `most` characters.
-
-    Args:
-        name: anything.
-        most: longest text returned, beside the dots.
-
-    Returns:
-        Text without line breaks or control characters.
-
-    Examples:
-        >>> clean("a" + chr(10) + "b")
-        "'a\\\\nb'"
-    """
-    text = name if name.isprintable() else ascii(name)
-    return text if len(text) <= most else text[:most] + "..."
 
 
 def _refuse(what: str, problems: dict[str, list[str]]) -> None:
@@ -352,10 +154,39 @@ def _other_value(constant: Constant, tensor: Any) -> bool:
     return not bool(np.all(np.abs(got - want) <= tolerance * np.abs(want).max(initial=0.0)))
 
 
+def _check_fit(table: Table, tensors: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse tensors whose names, shapes and types are not the table's, before any value is looked at."""
+    missing: list[str] = []
+    shapes: list[str] = []
+    kinds: list[str] = []
+    known: set[str] = set()
+
+    def compare(name: str, shape: tuple[int, ...], integers: bool) -> None:
+        known.add(name)
+        if name not in tensors:
+            missing.append(name)
+        elif tuple(tensors[name].shape) != shape:
+            shapes.append(f"{clean(name)} {list(tensors[name].shape)} instead of {list(shape)}")
+        elif not (tensors[name].dtype in _FLOATS or (integers and tensors[name].dtype.kind in "iub")):
+            kinds.append(f"{clean(name)} {tensors[name].dtype}")
+
+    for row in table:
+        if isinstance(row, Row):
+            for name, shape in zip(row.theirs, _expected(row, tuple(ours[row.ours].shape)), strict=True):
+                compare(name, shape, row.rule.integers)
+        elif row.optional and row.theirs not in tensors:
+            known.add(row.theirs)
+        else:
+            compare(row.theirs, np.shape(row.value), np.asarray(row.value).dtype.kind in "iub")
+    surplus = [name for name in tensors if name not in known]
+    problems = {"missing": missing, "left over": surplus, "of another shape": shapes, "not floating-point": kinds}
+    _refuse("the weights do not fit the network", problems)
+
+
 def read(
     table: Table, tensors: Mapping[str, Any], like: PyTree, *, done: Callable[[str], object] | None = None
 ) -> PyTree:
-    """Our parameters from their tensors, equation (1).
+    """Our parameters from their tensors, equation (1) of `jaxdiff.convert.rules`.
 
     Args:
         table: the rows; every leaf of ours once, every tensor of theirs once.
@@ -372,6 +203,7 @@ def read(
             constant value (the first three of each, and how many); or the table's own mistakes.
 
     Examples:
+        >>> from jaxdiff.convert.rules import DENSE
         >>> like = {"out": {"kernel": jax.ShapeDtypeStruct((3, 4), "float32")}}
         >>> params = read([Row("out/kernel", ("out.weight",), DENSE)], {"out.weight": np.ones((4, 3))}, like)
         >>> params["out"]["kernel"].shape
@@ -379,33 +211,8 @@ def read(
     """
     ours = leaves(like)
     _check_table(table, ours)
-    missing: list[str] = []
-    shapes: list[str] = []
-    kinds: list[str] = []
-    known: set[str] = set()
-
-    def compare(name: str, shape: tuple[int, ...], integers: bool) -> None:
-        known.add(name)
-        if name not in tensors:
-            missing.append(name)
-        elif tuple(tensors[name].shape) != shape:
-            shapes.append(f"{clean(name)} {list(tensors[name].shape)} instead of {list(shape)}")
-        elif not (tensors[name].dtype in _FLOATS or (integers and tensors[name].dtype.kind in "iub")):
-            kinds.append(f"{clean(name)} {tensors[name].dtype}")
-
-    constants = [row for row in table if isinstance(row, Constant)]
-    for row in table:
-        if isinstance(row, Row):
-            for name, shape in zip(row.theirs, _expected(row, tuple(ours[row.ours].shape)), strict=True):
-                compare(name, shape, row.rule.integers)
-        elif row.optional and row.theirs not in tensors:
-            known.add(row.theirs)
-        else:
-            compare(row.theirs, np.shape(row.value), np.asarray(row.value).dtype.kind in "iub")
-    surplus = [name for name in tensors if name not in known]
-    problems = {"missing": missing, "left over": surplus, "of another shape": shapes, "not floating-point": kinds}
-    _refuse("the weights do not fit the network", problems)
-    present = [row for row in constants if row.theirs in tensors]
+    _check_fit(table, tensors, ours)
+    present = [row for row in table if isinstance(row, Constant) and row.theirs in tensors]
     other = [row.theirs for row in present if _other_value(row, tensors[row.theirs])]
     _refuse("the weights are of another network", {"constants of another value": other})
 
@@ -428,7 +235,7 @@ def _float32(tensor: Any) -> np.ndarray:
 
 
 def write(table: Table, params: PyTree) -> dict[str, np.ndarray]:
-    """Their tensors from our parameters, equation (2); constants included.
+    """Their tensors from our parameters, equation (2) of `jaxdiff.convert.rules`; constants included.
 
     Args:
         table: as for `read`.
@@ -441,7 +248,9 @@ def write(table: Table, params: PyTree) -> dict[str, np.ndarray]:
         UsageError: the table's own mistakes.
 
     Examples:
-        >>> write([Row("out/kernel", ("out.weight",), DENSE)], {"out": {"kernel": np.ones((3, 4))}})["out.weight"].shape
+        >>> from jaxdiff.convert.rules import DENSE
+        >>> rows = [Row("out/kernel", ("out.weight",), DENSE)]
+        >>> write(rows, {"out": {"kernel": np.ones((3, 4))}})["out.weight"].shape
         (4, 3)
     """
     ours = leaves(params)

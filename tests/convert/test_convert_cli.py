@@ -14,7 +14,8 @@ import pytest
 from jaxdiff import convert
 from jaxdiff.commands.convert import convert as command
 from jaxdiff.convert.native import load_native_spec, save_native, spec_from_json, spec_to_json
-from jaxdiff.convert.table import CONV, DENSE, SAME, Constant, Row, leaves
+from jaxdiff.convert.rules import CONV, DENSE, SAME
+from jaxdiff.convert.table import Constant, Row, leaves
 from jaxdiff.errors import UsageError
 from jaxdiff.models import presets
 from jaxdiff.models.presets.spec import Spec
@@ -446,3 +447,68 @@ def test_another_format_in_the_same_folder_takes_its_place(params, pipeline):
     same(convert.load_spec(pipeline)[1], values(params, 1))
     convert.save(pipeline, dataclasses.replace(SPEC, layout={}), params, family="diffusers")
     same(convert.load_spec(pipeline)[1], params)
+
+
+@pytest.fixture
+def parts(pipeline):
+    """The pipeline's weights in two parts with their index."""
+    unet, stem = pipeline / "unet", "diffusion_pytorch_model"
+    tensors = convert.read_tensors(unet / f"{stem}.safetensors")
+    names = [f"{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    where = {tensor: names[i % 2] for i, tensor in enumerate(tensors)}
+    for name in names:
+        convert.write_tensors(unet / name, {tensor: tensors[tensor] for tensor, file in where.items() if file == name})
+    (unet / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    (unet / f"{stem}.safetensors").unlink()
+    return [unet / name for name in names]
+
+
+def test_parts_of_old_weights_go_when_the_new_are_whole(params, pipeline, parts, tmp_path, monkeypatch):
+    same(convert.load_spec(pipeline)[1], params)
+    before = content(pipeline)
+    ours = convert.save(tmp_path / "ours", SPEC, values(params, 1))
+    with monkeypatch.context() as patch:  # as the new weights take their place
+        fails_at(patch, "diffusion_pytorch_model.safetensors")
+        with pytest.raises(OSError, match="full"):
+            command(ours, pipeline, to="diffusers", overwrite=True)
+    assert {name: data for name, data in before.items() if "-of-" in name}.items() <= content(pipeline).items()
+    for name, data in before.items():
+        (pipeline / name).write_bytes(data)
+    other = parts[0].with_name("diffusion_pytorch_model-00001-of-00009.safetensors")
+    other.write_bytes(parts[0].read_bytes())  # which the index does not name
+    command(ours, pipeline, to="diffusers", overwrite=True)
+    assert sorted(path.name for path in (pipeline / "unet").iterdir()) == sorted(
+        ["config.json", "diffusion_pytorch_model.safetensors", other.name]
+    )
+    same(convert.load_spec(pipeline)[1], values(params, 1))
+
+
+def test_an_index_removes_nothing_but_parts(params, pipeline, parts):
+    index = parts[0].with_name("diffusion_pytorch_model.safetensors.index.json")
+    kept = [pipeline / "unet" / name for name in ("mine.safetensors", "notes.txt", "diffusion_pytorch_model.bin")]
+    kept.append(pipeline / "diffusion_pytorch_model-00001-of-00001.safetensors")  # not beside it
+    for path in kept:
+        path.write_text("x")
+    names = [*(path.name for path in (*kept[:-1], *parts)), "diffusion_pytorch_model.safetensors"]
+    index.write_text(json.dumps({"weight_map": dict(zip("abcdef", names, strict=True))}))
+    convert.save(pipeline, dataclasses.replace(SPEC, layout={}), params, family="diffusers")
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in (index, *parts))
+    same(convert.load_spec(pipeline)[1], params)
+    index.write_text(json.dumps({"weight_map": {"a": f"../{kept[-1].name}"}}))
+    convert.save(pipeline, dataclasses.replace(SPEC, layout={}), params, family="diffusers")
+    assert kept[-1].exists()
+    assert not index.exists()
+
+
+def test_weights_of_another_part_go_with_what_describes_them(params, pipeline):
+    weights = (pipeline / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    flat, described = (pipeline / name / "diffusion_pytorch_model.safetensors" for name in (".", "transformer"))
+    described.parent.mkdir()
+    (described.parent / "config.json").write_text('{"_class_name": "DiTTransformer2DModel"}')
+    (pipeline / "config.json").write_text('{"config": {}}')  # a run's, of the same name
+    for path in (flat, described):
+        path.write_bytes(weights)
+    convert.save(pipeline, dataclasses.replace(SPEC, layout={}), params, family="diffusers")
+    assert (flat.exists(), described.exists()) == (True, False)
+    assert (pipeline / "config.json").exists()

@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxdiff.convert.files import is_index, read_tensors, weights_file, write_tensors
+from jaxdiff.convert.files import is_index, read_tensors, weights_file
+from jaxdiff.convert.format import write_tensors
 from jaxdiff.errors import UsageError
 
 KINDS = [np.float16, np.float32, np.float64, np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64, np.bool_]

@@ -5,25 +5,21 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxdiff.convert.table import (
+from jaxdiff.convert.rules import (
     CONV,
     CONV1,
     CONV1_1D,
     DENSE,
     SAME,
-    Constant,
-    Row,
     Rule,
-    clean,
     joined,
-    leaves,
     order,
     permuted,
-    read,
     reshaped,
     scaled,
-    write,
 )
+from jaxdiff.convert.table import Constant, Row, leaves, read, write
+from jaxdiff.convert.text import clean
 from jaxdiff.errors import UsageError
 
 HEADS, DIM = 2, 3

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff import processes
-from jaxdiff.errors import UsageError, unknown
+from jaxdiff.convert.diffusers.values import bad, lists
+from jaxdiff.errors import unknown
 from jaxdiff.models.presets.spec import Spec
 from jaxdiff.schedules import Table
 
@@ -93,7 +94,7 @@ def meaning(config: Mapping[str, Any]) -> Meaning:
         return Meaning({"name": "ve_sde", "sigma_min": low, "sigma_max": high}, "eps", {"name": "log_sigma"})
     steps = config.get("num_train_timesteps", 1000)
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= _MOST_STEPS:
-        raise _bad("num_train_timesteps", steps, f"a whole number from 1 to {_MOST_STEPS}")
+        raise bad("num_train_timesteps", steps, f"a whole number from 1 to {_MOST_STEPS}")
     if name == FLOW:
         _only(config, "invert_sigmas", False)
         return Meaning({"name": "rectified_flow"}, "flow", {"name": "time", "factor": float(steps)})
@@ -106,43 +107,53 @@ def meaning(config: Mapping[str, Any]) -> Meaning:
     if not isinstance(kind, str) or kind not in PREDICTIONS:
         raise unknown("prediction_type", kind, PREDICTIONS)
     if variance == "learned":
-        raise _bad("variance_type", variance, f"{LEARNED}, or one that is not learned")
+        raise bad("variance_type", variance, f"{LEARNED}, or one that is not learned")
     learned = None if variance is None else variance == LEARNED
     process = _betas(config, steps, *BETAS[name])
     rescale = config.get("rescale_betas_zero_snr")
     if rescale not in (True, False, None):
-        raise _bad("rescale_betas_zero_snr", rescale, "true or false")
+        raise bad("rescale_betas_zero_snr", rescale, "true or false")
     if rescale:
         process = _table(processes.zero_terminal_snr(processes.make(**process)).schedule.betas)  # type: ignore[attr-defined]
     length = processes.make(**process).num_steps
     return Meaning(process, PREDICTIONS[kind], {"name": "index"}, length, learned)
 
 
-def derived(spec: Spec) -> dict[str, Any]:
-    """A scheduler for a model, as far as the spec says: DDPMScheduler, or the one of its continuous process.
+def scheduler(spec: Spec) -> dict[str, Any]:
+    """The scheduler_config.json of a model: the one it was read from while the spec still says the same, else
+    DDPMScheduler's, ScoreSdeVeScheduler's or FlowMatchEulerDiscreteScheduler's.
 
     Args:
         spec: of any model.
 
     Returns:
-        scheduler_config.json as a dict; what it does not name is diffusers' default.
+        A dict for `json.dumps`; what one made anew does not name is diffusers' default.
 
     Raises:
         UsageError: a process, prediction, time or scale that no scheduler has.
 
     Examples:
-        >>> derived(Spec("unet", {}, (32, 32, 3)))["beta_schedule"]
-        'linear'
+        >>> scheduler(Spec("unet", {}, (32, 32, 3), prediction="v"))["prediction_type"]
+        'v_prediction'
     """
-    name, kinds = spec.process.get("name"), {ours: theirs for theirs, ours in PREDICTIONS.items()}
+    kept = spec.layout.get("scheduler")
+    if isinstance(kept, Mapping):
+        meant = meaning(kept)
+        same = processes.make(**meant.process) == processes.make(**spec.process)
+        same = same and meant.learned in (None, bool(spec.fields.get("learned_variance")))
+        if same and (meant.prediction, meant.time_input) == (spec.prediction, spec.time_input):
+            return lists(kept)
+    return _derived(spec)
+
+
+def _derived(spec: Spec) -> dict[str, Any]:
+    name = str(spec.process.get("name"))
     made = processes.make(**spec.process)
-    call = inspect.signature(processes.REGISTRY[str(name)]).bind(
-        **{k: v for k, v in spec.process.items() if k != "name"}
-    )
+    call = inspect.signature(processes.REGISTRY[name]).bind(**{k: v for k, v in spec.process.items() if k != "name"})
     call.apply_defaults()
-    given, time = call.arguments, spec.time_input.get("name")
+    given = call.arguments
     if spec.input_scale != "none":
-        raise _bad("input_scale", spec.input_scale, "none for a diffusers scheduler")
+        raise bad("input_scale", spec.input_scale, "none for a diffusers scheduler")
     if name == "ve_sde":
         _fits(spec, "eps", "log_sigma")
         return {"_class_name": VE, **given}
@@ -150,22 +161,28 @@ def derived(spec: Spec) -> dict[str, Any]:
         _fits(spec, "flow", "time")
         steps = spec.time_input.get("factor", 1000.0)
         if given["shift"] != 1 or steps != round(steps):
-            raise _bad("process", spec.process, "rectified_flow without shift, and a whole factor of its time")
+            raise bad("process", spec.process, "rectified_flow without shift, and a whole factor of its time")
         return {"_class_name": FLOW, "num_train_timesteps": round(steps)}
     if not isinstance(made.schedule, Table):
-        raise _bad("process", spec.process, "one made of betas, ve_sde, or rectified_flow")
+        raise bad("process", spec.process, "one made of betas, ve_sde, or rectified_flow")
+    theirs = _of_table(spec, made.schedule, given)
+    return {"_class_name": "DDPMScheduler", "num_train_timesteps": made.num_steps, **theirs}
+
+
+def _of_table(spec: Spec, table: Table, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scheduler says of betas, of the prediction and of the variance."""
+    kinds = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     if spec.prediction not in kinds:
         raise unknown("prediction for a diffusers scheduler", spec.prediction, kinds)
-    if time not in ("index", "index_between"):
-        raise _bad("time_input", spec.time_input, "index for a process made of betas")
-    theirs: dict[str, Any] = {"_class_name": "DDPMScheduler", "num_train_timesteps": made.num_steps}
-    schedule = {ours: kind for kind, ours in _NAMED.items()}.get(str(name))
+    if spec.time_input.get("name") not in ("index", "index_between"):
+        raise bad("time_input", spec.time_input, "index for a process made of betas")
+    schedule = {ours: kind for kind, ours in _NAMED.items()}.get(spec.process["name"])
     if schedule == "squaredcos_cap_v2" and (given["s"], given["max_beta"]) != (0.008, 0.999):
         schedule = None
     if schedule is None:
-        theirs["trained_betas"] = list(made.schedule.betas)
+        theirs: dict[str, Any] = {"trained_betas": list(table.betas)}
     else:
-        theirs |= {key: given[key] for key in ("beta_start", "beta_end") if key in given}
+        theirs = {key: given[key] for key in ("beta_start", "beta_end") if key in given}
         theirs["beta_schedule"] = schedule
     theirs["prediction_type"] = kinds[spec.prediction]
     if spec.shape[-1] not in (1, 3):
@@ -175,6 +192,21 @@ def derived(spec: Spec) -> dict[str, Any]:
     return theirs
 
 
+def check_variance(meant: Meaning, out_channels: int, learned: bool) -> None:
+    """Refuse a scheduler that asks for a variance which the network does not predict.
+
+    Args:
+        meant: of the scheduler.
+        out_channels: of the network.
+        learned: whether half of them are a variance.
+
+    Raises:
+        UsageError: naming out_channels.
+    """
+    if meant.learned and not learned:
+        raise bad("out_channels", out_channels, f"twice in_channels where variance_type is {LEARNED}")
+
+
 def _betas(config: Mapping[str, Any], steps: int, start: float, end: float, kind: str) -> dict[str, Any]:
     """Arguments of the process before any rescaling."""
     trained = config.get("trained_betas")
@@ -182,7 +214,7 @@ def _betas(config: Mapping[str, Any], steps: int, start: float, end: float, kind
         if not isinstance(trained, list | tuple) or not all(
             isinstance(b, int | float) and 0 <= b <= 1 for b in trained
         ):
-            raise _bad("trained_betas", trained, "null, or a list of numbers in (0, 1]")
+            raise bad("trained_betas", trained, "null, or a list of numbers in (0, 1]")
         return _table(trained)
     start, end = _number(config, "beta_start", start), _number(config, "beta_end", end)
     kind = config.get("beta_schedule", kind)
@@ -201,21 +233,16 @@ def _table(betas: Any) -> dict[str, Any]:
 def _fits(spec: Spec, prediction: str, time: str) -> None:
     if (spec.prediction, spec.time_input.get("name")) != (prediction, time):
         got = f"{spec.prediction!r}, {spec.time_input}"
-        raise _bad("prediction, time_input", got, f"{prediction!r}, {{'name': {time!r}}} with {spec.process['name']}")
+        raise bad("prediction, time_input", got, f"{prediction!r}, {{'name': {time!r}}} with {spec.process['name']}")
 
 
 def _number(config: Mapping[str, Any], key: str, default: float) -> float:
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-        raise _bad(key, value, "a number above 0")
+        raise bad(key, value, "a number above 0")
     return float(value)
 
 
 def _only(config: Mapping[str, Any], key: str, allowed: Any) -> None:
     if config.get(key, allowed) not in (allowed, None):
-        raise _bad(key, config[key], str(allowed))
-
-
-def _bad(key: str, value: object, allowed: str) -> UsageError:
-    text = str(value).replace("\n", " ")
-    return UsageError(f"{key} is {text[:200]}: allowed is {allowed}")
+        raise bad(key, config[key], str(allowed))
