@@ -1,6 +1,8 @@
 """From a config (`jaxdiff.config`) to objects: the last place that reads a ConfigDict."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,16 +14,19 @@ from ml_collections import ConfigDict
 from jaxdiff import data, grids, guidance, models, objectives, pictures, prediction, processes, samplers
 from jaxdiff.config import check
 from jaxdiff.errors import UsageError, unknown
+from jaxdiff.evaluate import epoch, evaluator
 from jaxdiff.model import Denoiser, Model, UnitVariance, Unscaled, time_input
 from jaxdiff.models.presets.spec import Spec
 from jaxdiff.objectives import ConditionDropout, Objective
 from jaxdiff.process import ForwardProcess
-from jaxdiff.train.ema import EMA
-from jaxdiff.train.loop import AVERAGE, Run, evaluator
+from jaxdiff.train import optimizers
+from jaxdiff.train.ema import EMA, PowerEMA
+from jaxdiff.train.logging import Result
+from jaxdiff.train.precision import Policy
+from jaxdiff.train.run import AVERAGE, Run
 from jaxdiff.types import Level, PyTree
 
-# What gives a checkpoint its meaning beside the shapes of its arrays.
-_MEANING = ("process", "prediction", "input_scale", "time_input", "sigma_data")
+_MEANING = ("process", "prediction", "input_scale", "time_input", "time_input_args", "sigma_data")
 
 
 def _plain(value: Any) -> Any:
@@ -77,7 +82,7 @@ def spec(config: ConfigDict) -> Spec:
         process=_plain(config.process),
         prediction=config.prediction,
         input_scale=config.input_scale,
-        time_input={"name": config.time_input},
+        time_input={"name": config.time_input, **_plain(config.time_input_args)},
         sigma_data=config.sigma_data,
     )
 
@@ -132,29 +137,19 @@ def objective(config: ConfigDict, *, train: bool = True) -> Objective:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam or AdamW with warm-up, schedule and clipping."""
-    opt, steps = config.optimizer, config.train.steps
-    schedules = {
-        "constant": lambda: optax.constant_schedule(opt.learning_rate),
-        "cosine": lambda: optax.cosine_decay_schedule(opt.learning_rate, max(steps - opt.warmup, 1)),
-    }
-    if opt.schedule not in schedules:
-        raise unknown("optimizer.schedule", opt.schedule, schedules)
-    rate = schedules[opt.schedule]()
-    if opt.warmup:
-        rate = optax.join_schedules([optax.linear_schedule(0.0, opt.learning_rate, opt.warmup), rate], [opt.warmup])
-    rules = {
-        "adam": lambda: optax.adam(rate, opt.b1, opt.b2),
-        "adamw": lambda: optax.adamw(rate, opt.b1, opt.b2, weight_decay=opt.weight_decay),
-    }
-    if opt.name not in rules:
-        raise unknown("optimizer", opt.name, rules)
-    return optax.chain(optax.clip_by_global_norm(opt.clip), rules[opt.name]()) if opt.clip else rules[opt.name]()
+    """The optimiser of a config, with its schedule, clipping and frozen parameters."""
+    tx = optimizers.make(**config.optimizer, steps=config.train.steps)
+    if config.train.force_normalize:
+        if config.optimizer.name == "schedule_free":  # it evaluates a point that would not be normalised
+            raise UsageError("train.force_normalize=True does not go with optimizer 'schedule_free'; use adam")
+        tx = optimizers.normalize_kernels(tx)
+    return optimizers.freeze(tx, tuple(config.train.freeze)) if config.train.freeze else tx
 
 
-def ema(config: ConfigDict) -> dict[str, EMA]:
+def ema(config: ConfigDict) -> dict[str, EMA | PowerEMA]:
     """The parameter averages by name."""
-    return {AVERAGE: EMA(config.train.ema_decay)}
+    powers = {f"power_{sigma_rel:g}": PowerEMA(sigma_rel) for sigma_rel in config.train.power_ema}
+    return {AVERAGE: EMA(config.train.ema_decay), **powers}
 
 
 def source(config: ConfigDict, split: str) -> data.Source:
@@ -177,7 +172,8 @@ def source(config: ConfigDict, split: str) -> data.Source:
 
 
 def batches(config: ConfigDict, split: str, *, shuffle: bool = True) -> data.Batches:
-    """The batches of a split, decoded to memory where it fits; this process's share."""
+    """The batches of a split, decoded to memory where it fits: shuffled for training, this process's share; or in their
+    order for evaluation, which every process makes whole."""
     loaded = data.load(source(config, split))
     made = data.transforms.make(tuple(config.data.transforms)) if shuffle else ()
     return data.Batches(
@@ -185,10 +181,18 @@ def batches(config: ConfigDict, split: str, *, shuffle: bool = True) -> data.Bat
         batch_size=config.train.batch_size,
         seed=config.seed,
         transforms=made,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=jax.process_index() if shuffle else 0,
+        process_count=jax.process_count() if shuffle else 1,
         shuffle=shuffle,
     )
+
+
+def exact(config: ConfigDict, model: Model) -> Model:
+    """The model with the products of `sample.matmul`, as it is sampled."""
+    if (dtype := np.dtype(model.apply.module.dtype).name) not in ("float32", "bfloat16"):  # type: ignore[attr-defined]
+        raise UsageError(f"model.dtype={dtype}: allowed is float32 or bfloat16")
+    policy = Policy(compute=dtype, matmul=config.sample.matmul)
+    return replace(model, apply=policy.network(model.apply))  # type: ignore[arg-type]
 
 
 def sampler(config: ConfigDict) -> samplers.Sampler:
@@ -228,6 +232,7 @@ def picture(config: ConfigDict, model: Model) -> Callable[[PyTree], np.ndarray]:
     classes = config.data.num_classes
     columns = classes if 0 < classes <= 16 else 8
     num = columns * (64 // columns)
+    model = exact(config, model)
     made, grid = sampler(config), levels(config, model.process)
     samplers.check(model.denoiser(None), made, grid)
     draw_with = partial(samplers.generate, sampler=made, levels=grid, transforms=transforms(config))
@@ -240,6 +245,13 @@ def picture(config: ConfigDict, model: Model) -> Callable[[PyTree], np.ndarray]:
     return draw
 
 
+def meaning(config: ConfigDict) -> dict[str, Any]:
+    """What gives a checkpoint's arrays their meaning, which their shapes do not show."""
+    free = ("dropout", "remat", "dtype", "flash")  # these may change while a network is trained
+    fields = {f"model.{name}": _plain(value) for name, value in config.model.items() if name not in free}
+    return {**{name: _plain(config[name]) for name in _MEANING}, **fields}
+
+
 def run(config: ConfigDict) -> Run:
     """The training run of a config: everything is made, so everything that cannot work is refused, before a step.
 
@@ -249,24 +261,38 @@ def run(config: ConfigDict) -> Run:
     check(config)
     made = model(config)
     draw = picture(config, made)  # also where a sampler, grid or guidance that cannot work is refused
-    evaluate = None
+    evaluate, evaluations = None, dict[str, Callable[[PyTree], Result]]()
     if config.data.eval_split and config.train.eval_every:
         held_out = batches(config, config.data.eval_split, shuffle=False)
-        evaluate = evaluator(made, objective(config, train=False), held_out, config.seed + 1)
+        parts = math.gcd(config.train.batch_size, jax.device_count() * config.train.accum)  # what a step has at once
+        evaluate = evaluator(made, objective(config, train=False), held_out, config.seed + 1, parts)
+        if config.train.eval_levels:
+            from jaxdiff.evaluate import noise_levels  # draws, which few need
+
+            at = noise_levels.spread(made.process, config.train.eval_levels)
+            key = jax.random.key(config.seed + 1)
+            evaluations["noise_levels"] = noise_levels.evaluation(made, partial(epoch, held_out), key, at)
     return Run(
         model=made,
-        params=init(config, made),
+        init=partial(init, config, made),
         objective=objective(config),
         tx=optimizer(config),
+        evaluated=partial(optimizers.eval_params, config.optimizer.name),
         ema=ema(config),
         batches=batches(config, config.data.split),
         steps=config.train.steps,
         seed=config.seed,
         accum=config.train.accum,
+        executor=config.train.executor,
+        fsdp=config.train.fsdp,
         evaluate=evaluate,
+        evaluations=evaluations,
         picture=draw if config.train.sample_every else None,
         every={name: config.train[f"{name}_every"] for name in ("log", "eval", "sample", "checkpoint")},
+        minutes=config.train.checkpoint_minutes,
+        max_skipped=config.train.max_skipped,
+        watchdog=config.train.watchdog,
         record={"config": config.to_dict()},
-        meaning={name: _plain(config[name]) for name in _MEANING},
+        meaning=meaning(config),
         workers=config.data.workers,
     )

@@ -6,9 +6,15 @@ leaves with exit code 2; any other exception is a defect and keeps its traceback
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 _SHOWN = 20
+# Failures of the machine that the user can mend; any other OSError is a defect.
+_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 class UsageError(ValueError):
@@ -35,3 +41,21 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> UsageError:
     hint = f"did you mean '{close[0]}'? " if close else ""
     more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
     return UsageError(f"unknown {kind} '{name}': {hint}allowed: {', '.join(names[:_SHOWN])}{more}")
+
+
+def line(error: BaseException) -> str | None:
+    """The one line for an error that the user can mend; None for a defect.
+
+    Args:
+        error: a `UsageError`, or an `OSError` of a disk that is full or may not be written.
+
+    Examples:
+        >>> line(UsageError("steps=0: allowed is 1 or more"))
+        'jaxdiff: steps=0: allowed is 1 or more'
+        >>> line(KeyError("steps"))
+    """
+    if isinstance(error, UsageError):
+        return f"jaxdiff: {' '.join(str(error).split())}"
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"jaxdiff: {error.strerror}: {error.filename or 'while writing'}"
+    return None

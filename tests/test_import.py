@@ -15,7 +15,7 @@ RANKS = {
     1: ("schedules", "process", "processes", "prediction"),
     2: ("model", "grids"),
     3: ("samplers", "guidance", "objectives", "analytic", "sde", "likelihood"),
-    4: ("files", "pictures", "train", "aot"),
+    4: ("files", "pictures", "train", "evaluate", "aot"),
     5: ("config", "build", "runtime"),
     6: ("convert",),
     7: ("commands", "cli", "__main__", "__init__"),

@@ -42,7 +42,7 @@ def info(config: ConfigDict) -> int:
     lowered = jax.jit(step, donate_argnums=0).lower(state, whole)
     memory: Any = lowered.compile().memory_analysis()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / config.train.fsdp
     height, width, channels = build.shape(config)
     rows = {
         "image": f"{height} x {width} x {channels}, {config.data.num_classes or 'no'} classes",

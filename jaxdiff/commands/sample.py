@@ -1,7 +1,6 @@
 """Draw images from a trained run and write them where people look: a grid, an array file, a moving picture."""
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.progress import Progress
 
-from jaxdiff import build, pictures
+from jaxdiff import build, convert, pictures
 from jaxdiff.config import default_config
 from jaxdiff.data.transforms import to_uint8
 from jaxdiff.errors import UsageError
@@ -24,8 +23,7 @@ from jaxdiff.model import Index, Model
 from jaxdiff.numerics import batch_keys
 from jaxdiff.samplers import check, prior_sample, sample
 from jaxdiff.train.checkpoint import Checkpoints
-from jaxdiff.train.loop import AVERAGE, CHECKPOINTS, RUN_FILE
-from jaxdiff.train.state import TrainState
+from jaxdiff.train.run import AVERAGE, CHECKPOINTS, read_record
 from jaxdiff.types import Array, Level, PyTree
 
 # The moving picture shows this many images and at most this many moments; the grid at most this many images.
@@ -33,34 +31,44 @@ _GIF_IMAGES, _GIF_FRAMES, _GRID_IMAGES = 40, 60, 400
 _GIF_BYTES = 256 * 2**20  # on the device, where every step of the moving picture is kept
 
 
-def load_run(workdir: Path, checkpoint: str = "latest") -> tuple[ConfigDict, Model, PyTree]:
-    """The config, model and averaged parameters of a run.
+def load_run(
+    workdir: Path, checkpoint: str = "latest", part: str = f"ema/{AVERAGE}"
+) -> tuple[ConfigDict, Model, PyTree]:
+    """The config, model and parameters of a run.
 
     Args:
         workdir: the run's folder.
         checkpoint: "latest", "best", or a step as a number.
+        part: of the training state: the averaged parameters, or "params", the last ones.
 
     Raises:
         UsageError: if there is no run, no such checkpoint, or one of another model.
     """
-    path = workdir / RUN_FILE
-    if not path.is_file():
-        raise UsageError(
-            f"no trained run in {workdir}: train there first, jaxdiff train --config FILE --workdir {workdir}"
-        )
     config = default_config()
-    config.update(json.loads(path.read_text())["config"])
+    config.update(read_record(workdir)["config"])
     model = build.model(config)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
-    if checkpoint not in ("latest", "best") and not checkpoint.isdigit():
-        raise UsageError(f"checkpoint={checkpoint!r}: allowed is latest, best, or a step of {checkpoints.steps}")
-    named = {"latest": checkpoints.latest, "best": checkpoints.best}
-    step = named[checkpoint] if checkpoint in named else int(checkpoint)
-    if step is None:
-        raise UsageError("checkpoint='best': no checkpoint was evaluated; use latest")
-    tx, rules = build.optimizer(config), build.ema(config)
-    like = jax.eval_shape(lambda: TrainState.create(build.init(config, model), tx, tuple(rules)))
-    return config, model, checkpoints.restore(like, step).ema[AVERAGE]
+    like = jax.eval_shape(lambda: build.init(config, model))
+    step = None if checkpoint == "latest" else checkpoints.find(checkpoint)
+    return config, build.exact(config, model), checkpoints.restore_part(like, part, step)
+
+
+def load_weights(path: Path) -> tuple[ConfigDict, Model, PyTree]:
+    """A model that `jaxdiff export` or `jaxdiff convert` wrote, and a config with the default ways to sample it.
+
+    Raises:
+        UsageError: what `jaxdiff.convert.load` refuses, and a model of other things than square images.
+    """
+    spec, params = convert.load_spec(path)
+    if len(spec.shape) != 3 or spec.shape[0] != spec.shape[1]:
+        raise UsageError(f"{path} is a model of shape {spec.shape}: allowed are square images, [H, H, C]")
+    config = default_config()
+    config.data.image_size, config.data.channels = spec.shape[0], spec.shape[2]
+    config.data.num_classes = spec.fields.get("num_classes", 0)
+    config.model.learned_variance = spec.fields.get("learned_variance", False)
+    if not spec.fields.get("null_label", True):
+        config.objective.label_dropout = 0.0
+    return config, build.exact(config, build.model_of(spec)), jax.tree.map(jnp.asarray, params)
 
 
 def labels_of(config: ConfigDict, num: int, labels: Sequence[str] | None) -> np.ndarray | None:
@@ -82,9 +90,10 @@ def _moment(state: Any, level: Level) -> Array:
 
 
 def sample_run(
-    workdir: Path,
+    workdir: Path | None,
     out: Path,
     *,
+    weights: Path | None = None,
     num: int = 100,
     seed: int = 0,
     labels: Sequence[str] | None = None,
@@ -101,7 +110,9 @@ def sample_run(
     for name, value in (("num", num), ("batch_size", batch_size)):
         if value < 1:
             raise UsageError(f"{name}={value}: allowed is 1 or more")
-    config, model, params = load_run(workdir, checkpoint)
+    if (workdir is None) == (weights is None):
+        raise UsageError("one of workdir and weights is needed: a trained run, or an exported model")
+    config, model, params = load_weights(weights) if weights else load_run(Path(workdir or ""), checkpoint)
     if overrides.get("sampler", config.sample.sampler) != config.sample.sampler:
         config.sample.sampler_args = {}
     config.sample.update(overrides)

@@ -12,6 +12,7 @@ are tried, whatever the names say.
 import os
 import stat
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from jaxdiff.errors import UsageError
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 _SKIP_HINT = "mend or remove it, or set data.skip_corrupt=True to leave such files out"
+_MAX_PIXELS = 64 * 2**20
 
 
 class _Header(NamedTuple):
@@ -72,29 +74,23 @@ class ImageFolder:
         image_size: int | None = None,
         channels: int | None = None,
         skip_corrupt: bool = False,
-        max_pixels: int = 64 * 2**20,
+        max_pixels: int = _MAX_PIXELS,
     ) -> None:
         check_shape(image_size, channels)
         self.root, self.max_pixels, self._size = Path(path), max_pixels, image_size
-        if not self.root.is_dir():
-            raise UsageError(f"path={str(path)!r} is not a folder")
-        self.classes, files = list_images(self.root)
-        good, headers, first_error = [], [], None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns of large headers: max_pixels decides about them
-            for file, label in files:
-                try:
-                    headers.append(self._check(file, decode=skip_corrupt))
-                    good.append((file, label))
-                except UsageError as error:
-                    if not skip_corrupt:
-                        raise
-                    first_error = first_error or error
-        self.skipped = len(files) - len(good)
+        self.classes, files = _list(self.root)
+        found = _checked(files, max_pixels, skip_corrupt)
+        errors = [header for header in found if isinstance(header, UsageError)]
+        if errors and not skip_corrupt:
+            more = f"; {len(errors) - 1} more such files: 'jaxdiff data' lists them" if len(errors) > 1 else ""
+            raise UsageError(f"{errors[0]}{more}")
+        self.skipped = len(errors)
+        good = [file for file, header in zip(files, found, strict=True) if not isinstance(header, UsageError)]
+        headers = [header for header in found if not isinstance(header, UsageError)]
         if not good:
-            raise UsageError(f"path={str(path)!r} holds no readable image ({len(files)} unreadable)")
-        if first_error is not None:
-            warnings.warn(f"{path}: left out {self.skipped} of {len(files)} images, first: {first_error}", stacklevel=2)
+            raise UsageError(f"path={str(path)!r} holds no readable image ({len(errors)} unreadable)")
+        if errors:
+            warnings.warn(f"{path}: left out {len(errors)} of {len(files)} images, first: {errors[0]}", stacklevel=2)
         selected = bounds(split, len(good))
         self._files = [good[i] for i in selected]
         # Shape and channels come from the whole folder: the slices of one folder agree.
@@ -116,16 +112,57 @@ class ImageFolder:
             raise UsageError(f"image {str(file)!r} changed: its shape is {pixels.shape}, was {self.shape}")
         return {"image": pixels, "label": label} if self.num_classes else {"image": pixels}
 
-    def _check(self, file: Path, *, decode: bool) -> _Header:
-        with _Opened(file, self.max_pixels) as image:
-            header = _Header(image.width, image.height, image.mode in GRAY_MODES)
-            if decode:
-                image.load()
-        return header
-
     def _read(self, file: Path) -> np.ndarray:
         with _Opened(file, self.max_pixels) as image:
             return fit(image, self.shape[2], self._size)
+
+
+def unreadable(
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int = _MAX_PIXELS,
+    each: Callable[[int, int], None] | None = None,
+) -> list[UsageError]:
+    """What is wrong with the images of a folder: every file is decoded, and one error says what is wrong with it.
+
+    Args:
+        path: the folder.
+        max_pixels: largest width x height that is decoded.
+        each: called with how many files were looked at, and of how many.
+
+    Returns:
+        The errors, which name the files; none where all can be read.
+
+    Raises:
+        UsageError: for a folder without images, or links out of it.
+    """
+    return [error for error in _checked(_list(Path(path))[1], max_pixels, True, each) if isinstance(error, UsageError)]
+
+
+def _list(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+    if not root.is_dir():
+        raise UsageError(f"path={str(root)!r} is not a folder")
+    return list_images(root)
+
+
+def _checked(
+    files: Sequence[tuple[Path, int]], max_pixels: int, decode: bool, each: Callable[[int, int], None] | None = None
+) -> list[_Header | UsageError]:
+    """What the header of every file says, or what is wrong with the file."""
+    found: list[_Header | UsageError] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL warns of large headers: max_pixels decides about them
+        for file, _ in files:
+            try:
+                with _Opened(file, max_pixels) as image:
+                    if decode:
+                        image.load()
+                    found.append(_Header(image.width, image.height, image.mode in GRAY_MODES))
+            except UsageError as error:
+                found.append(error)
+            if each is not None:
+                each(len(found), len(files))
+    return found
 
 
 class _Opened:

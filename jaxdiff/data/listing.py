@@ -44,11 +44,13 @@ def list_images(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
 
 
 def _images(folder: Path, real: Path) -> Iterator[Path]:
-    for entry in _entries(folder, real):
-        if entry.is_dir():
-            yield from _images(entry, real)
-        elif entry.suffix.lower() in SUFFIXES:
-            yield entry
+    waiting = [folder]  # not a recursion: a hostile folder is deeper than Python's stack
+    while waiting:
+        for entry in _entries(waiting.pop(), real):
+            if entry.is_dir():
+                waiting.append(entry)
+            elif entry.suffix.lower() in SUFFIXES:
+                yield entry
 
 
 def _entries(folder: Path, real: Path) -> Iterator[Path]:
@@ -57,11 +59,18 @@ def _entries(folder: Path, real: Path) -> Iterator[Path]:
         if entry.name.startswith("."):
             continue
         if entry.is_symlink():
-            if not entry.resolve().is_relative_to(real):
+            if not _target(entry).is_relative_to(real):
                 raise UsageError(f"link {str(entry)!r} leads out of the folder: copy what it points to instead")
             if entry.is_dir():
                 raise UsageError(f"link {str(entry)!r} leads to a folder: only links to files are followed")
         yield entry
+
+
+def _target(link: Path) -> Path:
+    try:
+        return link.resolve()
+    except (OSError, RuntimeError):  # which of them depends on the version of Python
+        raise UsageError(f"link {str(link)!r} leads round in a circle: remove it") from None
 
 
 def _rank(file: Path) -> bytes:

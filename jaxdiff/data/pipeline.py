@@ -6,18 +6,24 @@ transforms are keyed by (seed, step). Nothing else enters, hence a batch does no
 workers, and a run that restarts at step s sees what it would have seen.
 """
 
+import contextlib
+import math
+import multiprocessing
 import operator
-import pickle
+import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jaxdiff.data.memory import InMemory
 from jaxdiff.data.randomness import Draw, permutation
+from jaxdiff.data.shared import Slots
 from jaxdiff.data.sources import Source
 from jaxdiff.data.transforms import ToUnitRange, Transform
 from jaxdiff.errors import UsageError
@@ -79,7 +85,8 @@ class Batches:
         draw = Draw(self.seed, step, self.batch_size, lo, lo + rows)
         for transform in self.transforms:
             images = transform(images, draw)
-        return {"x0": ToUnitRange()(images), "cond": {} if labels is None else {"label": labels}}
+        out = images if images.dtype == np.float32 and images.flags.writeable else None
+        return {"x0": ToUnitRange()(images, out=out), "cond": {} if labels is None else {"label": labels}}
 
     def indices(self, step: int) -> np.ndarray:
         """Which examples of the source make up a batch, for all processes together.
@@ -102,7 +109,7 @@ class Batches:
 
 def iterate(
     batches: Batches, start: int = 0, stop: int | None = None, *, workers: int = 0, prefetch: int = 2
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """The batches of steps start, start + 1, ..., stop - 1, made ahead of their use.
 
     Args:
@@ -110,8 +117,8 @@ def iterate(
         start: first step.
         stop: one past the last step; None: no end.
         workers: processes that make batches; 0 makes them on threads of this process, which is faster for sources in
-            memory. Workers are spawned, so a script needs an `if __name__ == "__main__"` guard, and each holds a copy
-            of the source.
+            memory. Batches come from them through shared memory. Workers are spawned, so a script needs an
+            `if __name__ == "__main__"` guard, and each holds a copy of the source.
         prefetch: batches made ahead (per worker); 0: none.
 
     Returns:
@@ -133,35 +140,49 @@ def iterate(
     return _iterate(batches, start, stop, workers, prefetch)
 
 
-def _iterate(batches: Batches, start: int, stop: int | None, workers: int, prefetch: int) -> Iterator[dict[str, Any]]:
+def _iterate(
+    batches: Batches, start: int, stop: int | None, workers: int, prefetch: int
+) -> Generator[dict[str, Any], None, None]:
     import grain
 
-    if workers:
-        _mark_flags_parsed()
     steps = grain.MapDataset.range(start, sys.maxsize if stop is None else stop)
-    options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
-    made = steps.map(batches.__getitem__)
-    if workers:
-        # As bytes: grain puts arrays into shared memory, which containers keep small, which is unmapped under arrays
-        # still in use, and of which the last blocks outlive the iterator.
-        made = made.map(pickle.dumps)
-    dataset = made.to_iter_dataset(options)
-    if workers:
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1)),
-            worker_init_fn=_leave_interrupts,
+    reading = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
+    if not workers:
+        with contextlib.closing(iter(steps.map(batches.__getitem__).to_iter_dataset(reading))) as iterator:
+            yield from iterator
+        return
+    _mark_flags_parsed()
+    # One slot for what a worker is making beside those that wait. The labels have their share.
+    size = 4 * (batches.batch_size // batches.process_count) * (math.prod(batches.source.shape) + 1) + 1024
+    slots = Slots(workers * (prefetch + 1), size, start)
+    dataset = steps.map(partial(_make, batches, slots)).to_iter_dataset(reading)
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
+    with contextlib.ExitStack() as stack:
+        stack.callback(slots.close)
+        iterator = stack.enter_context(
+            contextlib.closing(iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker)))
         )
-    iterator = iter(dataset)
-    try:
-        for batch in iterator:
-            yield pickle.loads(batch) if workers else batch
-    finally:
-        iterator.close()
+        stack.callback(slots.release)
+        yield from map(slots.take, iterator)
 
 
-def _leave_interrupts(worker: int, workers: int) -> None:
-    """Ctrl-C reaches the whole process group; what it means is for the run's own process to decide."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _make(batches: Batches, slots: Slots, step: int) -> bytes:
+    return slots.put(step, batches[step])
+
+
+def _start_worker(worker: int, workers: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; what they mean is for the run's own process to
+    decide. A worker whose run was killed would wait for ever: it ends as well."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _mark_flags_parsed() -> None:

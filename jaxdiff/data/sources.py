@@ -1,9 +1,10 @@
 """Where images come from, by name, behind one interface.
 
 A source is a sized, random-access collection of uint8 images of one shape. Random access is what makes a batch a pure
-function of (seed, step); one shape is what makes a batch an array. There are three kinds:
+function of (seed, step); one shape is what makes a batch an array. There are four kinds:
 
 * `digits`: 1,797 real handwritten digits, 8x8, on every machine without a network (`digits.py`);
+* `synthetic`: 50,000 images of stripes of CIFAR-10's size, made up as they are asked for (`synthetic.py`);
 * any TFDS data set that is prepared in `data_dir` (`tfds_source.py`);
 * `image_folder`: a folder of image files, with or without class folders (`folder.py`).
 """
@@ -45,7 +46,8 @@ def make(
     """Open a data set by name.
 
     Args:
-        name: "digits", "image_folder", or a TFDS name such as "cifar10", "mnist", "lsun/bedroom", "celeb_a:2.1.0".
+        name: "digits", "synthetic", "image_folder", or a TFDS name such as "cifar10", "mnist", "lsun/bedroom",
+            "celeb_a:2.1.0".
         split: a TFDS split, slices included: "train", "test", "train[:90%]", "train[1000:2000]".
         image_size: side in pixels: the shorter side is scaled to it, then the centre square is cut out. None keeps
             the size, which then has to be the same for all images.
@@ -77,6 +79,10 @@ def make(
     if path is not None or skip_corrupt:
         given = f"path={str(path)!r}" if path is not None else "skip_corrupt=True"
         raise UsageError(f"{given} is for the data set 'image_folder' only, got name={name!r}")
+    if name == "synthetic":
+        from jaxdiff.data.synthetic import Synthetic
+
+        return Synthetic(split, image_size or 32, channels or 3)
     from jaxdiff.data import tfds_source
 
     if name == "digits":

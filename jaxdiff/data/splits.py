@@ -26,7 +26,7 @@ def bounds(split: str, count: int) -> range:
     """
     match = _SPLIT.fullmatch(split.replace(" ", ""))
     if match is None:
-        raise UsageError(f"split={split!r}: an image folder has 'train' and its slices, such as 'train[:90%]'")
+        raise UsageError(f"split={split!r}: allowed: 'train' and its slices, such as 'train[:90%]'")
     start, stop = (_position(edge, count) for edge in match.groups())
     selected = range(*slice(start, stop).indices(count))
     if not selected:

@@ -15,6 +15,8 @@ from PIL import Image
 from jaxdiff.data.images import fit
 from jaxdiff.errors import UsageError, unknown
 
+NAMES = ("digits", "synthetic", "image_folder")  # the sets that are not TFDS's own
+
 # name, name/config, name:1.2.3. Anything else is not looked up: TFDS would go to the network for "huggingface:name".
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(/[A-Za-z0-9_.+-]+)?(:\d+\.\d+\.\d+)?")
 
@@ -170,8 +172,8 @@ def _how_to_prepare(name: str, data_dir: str | None) -> str:
 def _unknown_set(name: str) -> UsageError:
     import tensorflow_datasets as tfds
 
-    names = ["digits", "image_folder", *tfds.list_builders(with_community_datasets=False)]
+    names = [*NAMES, *tfds.list_builders(with_community_datasets=False)]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    allowed = "digits, image_folder, or a name of tfds.list_builders()"
+    allowed = f"{', '.join(NAMES)}, or a name of tfds.list_builders()"
     return UsageError(f"unknown data set {name!r}: {hint}allowed: {allowed}")

@@ -1,78 +1,35 @@
 """The training loop: data in, checkpoints, metrics and pictures out; run again, it goes on where it was."""
 
 import contextlib
-import importlib.metadata
-import json
-import platform
-import shutil
-import signal
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from jaxdiff import data
 from jaxdiff.errors import UsageError
-from jaxdiff.files import write_json
-from jaxdiff.model import Model
-from jaxdiff.objectives import Objective
-from jaxdiff.train import parallel
+from jaxdiff.train import distributed, parallel
 from jaxdiff.train.checkpoint import Checkpoints
-from jaxdiff.train.ema import EMA
 from jaxdiff.train.logging import Logger, Progress
-from jaxdiff.train.state import TrainState
-from jaxdiff.train.step import make_train_step
-from jaxdiff.types import PyTree
-
-RUN_FILE = "config.json"
-CHECKPOINTS = "checkpoints"
-AVERAGE = "ema"
-_PACKAGES = ("jaxdiff", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything a training run is made of.
-
-    Attributes:
-        model: the model.
-        params: its initial parameters.
-        objective: what is minimised.
-        tx: the optimiser.
-        ema: averages of the parameters by name; `AVERAGE` is the one evaluated and pictured.
-        batches: the training data.
-        steps: optimiser steps in all.
-        seed: the base of all randomness.
-        accum: parts a batch is computed in.
-        evaluate: averaged parameters -> the loss that "best" is measured by, or None.
-        picture: averaged parameters -> a picture of samples, uint8 [H, W, C], or None.
-        every: steps between "log", "eval", "sample" and "checkpoint"; 0 is never.
-        record: what is saved beside the checkpoints, as JSON, to build the model again.
-        meaning: the part of the record that gives the parameters their meaning; a run cannot go on with another.
-        workers: processes that read data ahead.
-    """
-
-    model: Model
-    params: PyTree
-    objective: Objective
-    tx: optax.GradientTransformation
-    ema: dict[str, EMA]
-    batches: data.Batches
-    steps: int
-    seed: int = 0
-    accum: int = 1
-    evaluate: Callable[[PyTree], float] | None = None
-    picture: Callable[[PyTree], np.ndarray] | None = None
-    every: dict[str, int] = field(default_factory=lambda: {"log": 100, "eval": 500, "sample": 500, "checkpoint": 500})
-    record: dict[str, Any] = field(default_factory=dict)
-    meaning: dict[str, Any] = field(default_factory=dict)
-    workers: int = 0
+from jaxdiff.train.profile import trace
+from jaxdiff.train.run import (
+    AVERAGE,
+    CHECKPOINTS,
+    RUN_FILE,
+    Run,
+    banner,
+    check_meaning,
+    check_shared,
+    check_space,
+    write_record,
+)
+from jaxdiff.train.step import Step, make_train_step
+from jaxdiff.train.stop import Stop
 
 
 def train(run: Run, workdir: str | Path) -> int:
@@ -80,43 +37,44 @@ def train(run: Run, workdir: str | Path) -> int:
 
     Args:
         run: the run.
-        workdir: its folder: `config.json`, `checkpoints/`, `metrics.jsonl`, `samples/`, `tensorboard/`.
+        workdir: its folder, which all processes see: `config.json`, `checkpoints/`, `metrics.jsonl`, `samples/`,
+            `tensorboard/`.
 
     Returns:
         0 when all steps are done; 128 + the signal's number when SIGINT or SIGTERM ended it, after saving.
 
     Raises:
-        UsageError: for a batch that does not fit the devices, a checkpoint of another model, a full disk, a loss that
-            is no number, or several processes.
+        UsageError: for a batch that does not fit the devices, a checkpoint of another model, a full disk, or
+            `run.max_skipped` steps in a row without a finite loss.
     """
     workdir = Path(workdir)
-    if jax.process_count() > 1:
-        raise UsageError(f"{jax.process_count()} processes: this loop trains on the devices of one")
     parallel.check_batch(run.batches.batch_size, run.accum)
-    state = TrainState.create(run.params, run.tx, tuple(run.ema))
-    _check_space(workdir, state)
-    with Stop() as stop:
+    like = jax.eval_shape(run.create)
+    executor = parallel.executor(partial(_step, run), like, kind=run.executor, fsdp=run.fsdp)
+    layout = executor.abstract(like)
+    with Stop() as stop, contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir / CHECKPOINTS)
+        stack.push(partial(_close, checkpoints))
+        check_shared(workdir, checkpoints.latest)
         if checkpoints.latest is not None:
-            state = checkpoints.restore(state)
-            _check_meaning(run, workdir / RUN_FILE)
+            state = checkpoints.restore(layout)
+            check_meaning(run.meaning, workdir / RUN_FILE)
+        else:
+            check_space(workdir, like)
+            state = jax.jit(run.create, out_shardings=jax.tree.map(lambda s: s.sharding, layout))()
         start = int(state.step)
         if start > run.steps:
             raise UsageError(f"steps={run.steps}: the run in {workdir} is at step {start} already")
-        write_json(workdir / RUN_FILE, {**run.record, "meaning": run.meaning, "versions": _versions()})
-        logger = Logger(workdir, start)
-        try:
-            with Progress(start, run.steps, run.batches.batch_size) as progress:
-                progress.say(f"{_banner(run)}; {f'going on from step {start}' if start else 'from the start'}")
-                step = _steps(run, parallel.replicate(state), start, checkpoints, logger, progress, stop)
-            checkpoints.close()
-        except BaseException:
-            # What is being written is finished; the first error is the one to tell.
-            with contextlib.suppress(UsageError):
-                checkpoints.close()
-            raise
-        finally:
-            logger.close()
+        if jax.process_index() == 0:
+            write_record(run, workdir)
+        logged = Logger(workdir, start, wandb=run.wandb, config=run.record)
+        logger = stack.enter_context(contextlib.closing(logged))
+        progress = stack.enter_context(Progress(start, run.steps, run.batches.batch_size))
+        progress.say(f"{banner(run, like.params)}; {f'going on from step {start}' if start else 'from the start'}")
+        watchdog = stack.enter_context(distributed.Watchdog(run.watchdog))
+        profiled = stack.enter_context(trace(workdir, *run.profile))
+        loop = _Loop(run, executor, executor.put_state(state), start, checkpoints, logger, progress)
+        step = loop.go(stop, watchdog, profiled)
     if stop.signal and step < run.steps:
         progress.say(f"{stop.signal.name} at step {step}: saved; run the same command to go on")
         return 128 + stop.signal
@@ -124,132 +82,97 @@ def train(run: Run, workdir: str | Path) -> int:
     return 0
 
 
-def _steps(
-    run: Run,
-    state: TrainState,
-    start: int,
-    checkpoints: Checkpoints,
-    logger: Logger,
-    progress: Progress,
-    stop: "Stop",
-) -> int:
-    """The steps themselves; returns the last one done, which is saved or being saved."""
+def _step(run: Run, axis: str | None) -> Step:
+    """The run's pure step; `axis` is the mapped axis of devices, if there is one."""
     loss = partial(run.objective, run.model)
-    advance = parallel.pmap_step(
-        make_train_step(loss, run.tx, run.ema, seed=run.seed, accum=run.accum, axis_name=parallel.AXIS)
+    return make_train_step(
+        loss, run.tx, run.ema, seed=run.seed, accum=run.accum, axis_name=axis, evaluated=run.evaluated
     )
 
-    def due(what: str) -> bool:
-        every = run.every[what]
-        return every > 0 and (step % every == 0 or step == run.steps)
 
-    step = start
-    for step, batch in enumerate(data.iterate(run.batches, start, run.steps, workers=run.workers), start + 1):
-        state, metrics = advance(state, parallel.shard(batch))
-        progress.advance(step)
-        if due("log") or step == start + 1:
-            values = {name: float(value[0]) for name, value in metrics.items()}
-            rate = progress.rate(step)
-            progress.report(step, values["loss"], rate)
-            logger.scalars(step, {**values, "steps_per_second": rate})
-            _check_finite(step, metrics)
-        eval_loss = None
-        if run.evaluate and due("eval"):
-            eval_loss = run.evaluate(parallel.unreplicate(state.ema[AVERAGE]))
-            logger.scalars(step, {"eval_loss": eval_loss})
-            progress.say(f"step {step}: eval_loss {eval_loss:.4f}")
-        if run.picture and due("sample"):
-            logger.picture(step, "samples", run.picture(parallel.unreplicate(state.ema[AVERAGE])))
-        stopping = stop.signal is not None
-        if due("checkpoint") or eval_loss is not None or stopping:
-            _check_finite(step, metrics)
-            checkpoints.save(step, parallel.unreplicate(state), eval_loss=eval_loss)
-        if stopping:
-            break
-    return step
+def _close(checkpoints: Checkpoints, kind: Any, error: BaseException | None, trace: Any) -> None:
+    """What is being written is finished; the first error is the one to tell."""
+    with contextlib.suppress(UsageError) if error else contextlib.nullcontext():
+        checkpoints.close()
 
 
-def _check_finite(step: int, metrics: dict[str, jax.Array]) -> None:
-    """A state that is no number must not push a good one out."""
-    for name in ("loss", "grad_norm"):
-        value = float(metrics[name][0])
-        if not np.isfinite(value):
-            raise UsageError(f"{name} is {value} at step {step}: lower the learning rate")
+@dataclass
+class _Loop:
+    """The steps of a run, and what is due after each."""
 
+    run: Run
+    executor: parallel.Executor
+    state: Any
+    step: int
+    checkpoints: Checkpoints
+    logger: Logger
+    progress: Progress
 
-def _check_meaning(run: Run, path: Path) -> None:
-    """Arrays of equal shape may still mean something else: eps read as v gives noise."""
-    saved = json.loads(path.read_text()).get("meaning", {}) if path.is_file() else {}
-    wanted = json.loads(json.dumps(run.meaning))
-    for name in wanted:
-        if name in saved and saved[name] != wanted[name]:
+    def go(self, stop: Stop, watchdog: distributed.Watchdog, profiled: Callable[..., Any]) -> int:
+        """Returns the last step done, which is saved or being saved."""
+        run, first, saved = self.run, self.step + 1, time.monotonic()
+        batches = data.iterate(run.batches, self.step, run.steps, workers=run.workers)
+        for batch in data.prefetch(batches, self.executor.put_batch):
+            self.step += 1
+            self.state, metrics = profiled(self.step, self.executor.step, self.state, batch)
+            self.progress.advance(self.step)
+            self.checkpoints.check()
+            if self.due("log") or self.step == first:
+                self._log(self.executor.scalars(metrics))
+            eval_loss = self._evaluate() if self.due("eval") else None
+            stopping = stop.due(self.step)
+            last = stopping or self.step == run.steps
+            if self.due("checkpoint") or eval_loss is not None or last or self._overdue(saved):
+                self._check_skipped()
+                self.checkpoints.save(self.step, self.executor.take(self.state), eval_loss=eval_loss)
+                saved = time.monotonic()
+            if run.picture and self.due("sample"):
+                self.logger.picture(self.step, "samples", run.picture(self._average()))
+            watchdog.beat()
+            if stopping:
+                break
+        return self.step
+
+    def due(self, what: str) -> bool:
+        """Whether something is due after this step."""
+        every = self.run.every[what]
+        return every > 0 and (self.step % every == 0 or self.step == self.run.steps)
+
+    def _overdue(self, saved: float) -> bool:
+        """Whether the clock asks for a checkpoint; with several processes the first one's clock does."""
+        if not self.run.minutes:
+            return False
+        late = time.monotonic() - saved > 60 * self.run.minutes
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            return bool(multihost_utils.broadcast_one_to_all(np.array(late))) if self.due("log") else False
+        return late
+
+    def _average(self) -> Any:
+        tree = self.executor.take(self.state.ema[AVERAGE])
+        return parallel.local(tree) if jax.process_count() > 1 else tree
+
+    def _log(self, values: dict[str, float]) -> None:
+        rate = self.progress.rate(self.step)
+        self.progress.report(self.step, values["loss"], rate)
+        self.logger.scalars(self.step, {**values, "steps_per_second": rate})
+        self._check_skipped()
+
+    def _check_skipped(self) -> None:
+        in_a_row = int(np.asarray(self.executor.take(self.state.skipped))[1])
+        if in_a_row >= self.run.max_skipped:
             raise UsageError(
-                f"{path.parent} is of another model: {name} is {saved[name]} there and {wanted[name]} here"
+                f"the loss or its gradient was not finite in the last {in_a_row} steps, up to step {self.step}: "
+                "lower the learning rate"
             )
 
-
-def evaluator(model: Model, objective: Objective, batches: data.Batches, seed: int) -> Callable[[PyTree], float]:
-    """A function of parameters to the mean loss on at most 16 batches, always with the same noise.
-
-    Args:
-        model: the model.
-        objective: without dropout of any kind.
-        batches: held-out data, unshuffled.
-        seed: of the noise.
-    """
-    size = batches.batch_size
-    count = max(1, min(len(batches.source) // size, 16))
-
-    @jax.jit
-    def losses(params: PyTree, batch: dict, first: jax.Array) -> jax.Array:
-        index = first + jax.numpy.arange(size, dtype="uint32")
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-        return objective(model, params, batch, keys)[0]
-
-    return lambda params: float(np.mean([losses(params, batches[i], np.uint32(i * size)) for i in range(count)]))
-
-
-def _versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {**found, "python": platform.python_version()}
-
-
-def _banner(run: Run) -> str:
-    count = sum(leaf.size for leaf in jax.tree.leaves(run.params))
-    return (
-        f"{len(run.batches.source)} images; {count / 1e6:.2f} M parameters; "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}; batch {run.batches.batch_size}; {run.steps} steps"
-    )
-
-
-def _check_space(workdir: Path, state: TrainState) -> None:
-    """A full disk is better found before the first step than at the first checkpoint."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    need = 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    free = shutil.disk_usage(workdir).free
-    if free < need:
-        raise UsageError(
-            f"no space left for checkpoints in {workdir}: {free / 1e6:.0f} MB free, {need / 1e6:.0f} needed"
-        )
-
-
-class Stop:
-    """Remembers SIGINT and SIGTERM until the step is done; a second one ends at once."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self._old: dict[signal.Signals, Any] = {}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        for name, old in self._old.items():
-            signal.signal(name, old)
-
-    def __enter__(self) -> "Stop":
-        for name in (signal.SIGINT, signal.SIGTERM):
-            self._old[name] = signal.signal(name, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, old in self._old.items():
-            signal.signal(name, old)
+    def _evaluate(self) -> float | None:
+        average, loss = self._average(), None
+        if self.run.evaluate:
+            loss = self.run.evaluate(average)
+            self.logger.scalars(self.step, {"eval_loss": loss})
+            self.progress.say(f"step {self.step}: eval_loss {loss:.4f}")
+        if self.run.evaluations:
+            self.logger.results(self.step, {name: of(average) for name, of in self.run.evaluations.items()})
+        return loss

@@ -3,15 +3,17 @@
 import os
 import pickle
 import struct
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from jaxdiff import data
-from jaxdiff.data.folder import ImageFolder
+from jaxdiff.data.folder import ImageFolder, unreadable
+from jaxdiff.data.listing import list_images
 from jaxdiff.data.splits import bounds
 from jaxdiff.errors import UsageError
 
@@ -166,6 +168,55 @@ def test_links_stay_inside(tmp_path):
     (root / "class").unlink()
     (root / "loop").symlink_to(root)
     refused(root, "loop' leads to a folder")
+
+
+def test_links_in_a_circle(tmp_path):
+    save(tmp_path / "good.png")
+    (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
+    refused(tmp_path, r"round.png'.*(circle|cannot be read)")
+    (tmp_path / "round.png").unlink()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
+    refused(tmp_path, "gone.png' cannot be read")
+
+
+def test_a_folder_deeper_than_the_stack(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # relative, because the whole path would be longer than one may be
+    save(Path("a/x.png"))
+    deep = Path("a/" + "d/" * 800)
+    deep.mkdir(parents=True)
+    save(deep / "y.png")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(400)
+    try:
+        assert len(list_images(Path("."))[1]) == 2
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_more_than_one_corrupt_file_is_counted_and_listed(tmp_path):
+    save(tmp_path / "good.png")
+    for name in ("x.png", "y.png", "z.png"):
+        (tmp_path / name).write_bytes(b"no")
+    refused(tmp_path, r"[xyz].png' cannot be read.*; 2 more such files: 'jaxdiff data' lists them")
+    cut = noise(tmp_path / "cut.png")
+    cut.write_bytes(cut.read_bytes()[:900])  # seen in the pixels only
+    (tmp_path / "bomb.png").write_bytes(forged_png(9000, 8000))
+    seen = []
+    errors = unreadable(tmp_path, each=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 6) for done in range(1, 7)]
+    named = {name for name in os.listdir(tmp_path) for error in errors if f"{name}'" in str(error)}
+    assert named == {"x.png", "y.png", "z.png", "cut.png", "bomb.png"}
+    assert len(errors) == 5
+    assert all("\n" not in str(error) for error in errors)
+
+
+def test_nothing_over_the_limit_is_decoded(tmp_path, monkeypatch):
+    save(tmp_path / "large.png", size=(20, 10))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    for kwargs in ({}, {"skip_corrupt": True}):
+        with pytest.raises(UsageError, match=r"over 199 pixels|no readable image"):
+            ImageFolder(tmp_path, max_pixels=199, **kwargs)
+    assert len(unreadable(tmp_path, max_pixels=199)) == 1
 
 
 def test_a_pipe_does_not_hang(tmp_path):

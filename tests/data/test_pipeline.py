@@ -72,11 +72,21 @@ def test_batches_depend_on_seed_and_step_alone():
     assert not same(data.Batches(source(), 16, seed=4, transforms=ALL)[0], expected[0])
 
 
+@pytest.mark.parametrize("kind", [lambda inner: inner, PerRecord])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_making_a_batch_leaves_the_source_as_it_was(kind, shuffle):
+    inner = source()
+    before = inner.images.copy()
+    batches = data.Batches(kind(inner), 16, seed=3, transforms=ALL, shuffle=shuffle)
+    assert same(batches[0], batches[0])
+    assert (inner.images == before).all()
+
+
 @pytest.mark.parametrize("name", [(), ("flip",), ("dequantize",), ("flip_vertical",), ("flip", "dequantize")])
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 def test_the_parts_of_all_processes_are_the_batch(name, processes):
     made = transforms.make(name)
-    for step in (0, 7):
+    for step in (0, 3, 7):  # 3 runs from one epoch into the next
         whole = data.Batches(source(), 16, seed=3, transforms=made)[step]
         parts = [data.Batches(source(), 16, 3, made, p, processes)[step] for p in range(processes)]
         assert same(joined(parts), whole)
@@ -124,19 +134,26 @@ def test_iterate_gives_the_steps_in_order_and_resumes():
 
 
 WORKERS = """
-import sys, threading, multiprocessing, pickle
+import multiprocessing, time
 import numpy as np
 from jaxdiff import data
+from jaxdiff.data.shared import Slots
 from tests.data.test_pipeline import ALL, same, source
 
 if __name__ == "__main__":
     batches = data.Batches(source(), 16, seed=3, transforms=ALL)
+    sizes, take = [], Slots.take
+    Slots.take = lambda slots, message: (sizes.append(len(message)), take(slots, message))[1]
     got = list(data.iterate(batches, 3, 9, workers=2))
+    assert max(sizes) < got[0]["x0"].nbytes / 4, sizes  # the arrays went another way
     assert len(got) == 6 and all(same(batch, batches[step]) for step, batch in enumerate(got, 3))
     assert all(type(batch["x0"]) is np.ndarray for batch in got)
     for batch in data.iterate(batches, 0, 10**6, workers=2):
+        time.sleep(1)  # the workers run into the end of their room
+        start = time.monotonic()
         break
     assert multiprocessing.active_children() == [], multiprocessing.active_children()
+    assert time.monotonic() - start < 5, "the workers had to be killed"
     print("fine")
 """
 

@@ -143,13 +143,14 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(command, tmp_path):
     assert set(before) <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
 
 
-def test_interrupting_the_whole_group_with_workers_still_saves(command, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_with_workers_still_saves(command, tmp_path, number):
     spec = command(tmp_path)
     spec["args"] = [*spec["args"], "--config.data.workers=1"]
     process = subprocess.Popen(**spec, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     while reached(tmp_path) < 10 and process.poll() is None:
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGINT, out
-    assert f"SIGINT at step {reached(tmp_path)}: saved" in out
+    assert process.returncode == 128 + number, out
+    assert f"{number.name} at step {reached(tmp_path)}: saved" in out
