@@ -82,7 +82,8 @@ def all_cut(monkeypatch):
     monkeypatch.setattr(parallel, "SMALL", 1)
 
 
-@pytest.mark.parametrize(("name", "rows"), [("dit", 128), pytest.param("unet", 48, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rows"), [("dit", 128), ("unet", 48)])
 def test_a_mesh_of_data_gives_the_bits_of_pmap(name, rows):
     same(run(name, "mesh", rows=rows), run(name, "pmap", rows=rows))
 
