@@ -21,7 +21,12 @@ def load(path):
     return module
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+SLOW = {  # the longest to compile
+    "cifar10_iddpm_cosine": pytest.mark.slow
+}
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=SLOW.get(p.stem, ())) for p in CONFIGS])
 def test_two_steps(path, tmp_path, monkeypatch):
     config = load(path).get_config()
     build.model(config)  # at full size too

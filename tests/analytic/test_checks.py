@@ -28,6 +28,7 @@ def test_ddim_passes_every_check():
     assert all(line.startswith("  pass") for line in str(report).splitlines()[1:])
 
 
+@pytest.mark.slow
 def test_ddpm_passes_with_its_weak_order():
     report = check_sampler(DDPM(), only=["mean", "variance", "batch"])
     assert report.ok, f"{report}"

@@ -107,7 +107,7 @@ def test_killed_and_run_again_ends_bit_for_bit_the_same(command, whole, tmp_path
     same_end(tmp_path, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_saves_that_step_and_goes_on(command, whole, tmp_path, number):
     process = start_until(command, tmp_path, 10)
     process.send_signal(number)
@@ -143,7 +143,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(command, tmp_path):
     assert set(before) <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_the_whole_group_with_workers_still_saves(command, tmp_path, number):
     spec = command(tmp_path)
     spec["args"] = [*spec["args"], "--config.data.workers=1"]

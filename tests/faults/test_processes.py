@@ -226,6 +226,7 @@ def test_a_stopped_process_counts_as_dead(launch):
     assert running[0].returncode not in (0, None)
 
 
+@pytest.mark.slow
 def test_a_stuck_step_ends_all_and_says_where(launch):
     running = launch("stuck", 2, 1, failing=1)
     until_all_step(running)

@@ -93,6 +93,7 @@ def test_a_mesh_of_data_gives_the_bits_of_pmap_when_it_accumulates():
     same(run("dit", "mesh", accum=8), run("dit", "pmap", accum=8))
 
 
+@pytest.mark.slow
 def test_a_cut_state_gives_the_same_numbers(all_cut):
     ours = run("dit", "mesh", fsdp=4)
     chex.assert_trees_all_close(ours, run("dit", "pmap"), rtol=1e-6, atol=1e-6)
